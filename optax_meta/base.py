@@ -1,0 +1,105 @@
+"""The two pairs of pure functions that everything else is made of.
+
+A gradient transformation maps (gradients, state, params) to (updates, state). A *controller* maps
+(metrics, state, hyperparams) to (hyperparams, state): it is to hyperparameters what an optimizer
+is to parameters. An *encoder* maps the same inputs to an observation for a policy.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from optax_meta.metrics import Metrics
+
+Hyperparams = dict[str, jax.Array]
+Bounds = tuple[float, float]
+
+
+class ControllerInit(Protocol):
+    """`init` of a controller."""
+
+    def __call__(self, hyperparams: Hyperparams) -> Any:
+        """Return the state for a run that starts with `hyperparams`."""
+        ...
+
+
+class ControllerUpdate(Protocol):
+    """`update` of a controller."""
+
+    def __call__(
+        self, metrics: Metrics, state: Any, hyperparams: Hyperparams
+    ) -> tuple[Hyperparams, Any]:
+        """Return the hyperparameters to use from this step on, and the new state."""
+        ...
+
+
+class Controller(NamedTuple):
+    """A rule that changes hyperparameters while a model trains.
+
+    Attributes:
+        init: (hyperparams) → state. Arrays only: the state is carried by `lax.scan` and saved.
+        update: (metrics, state, hyperparams) → (hyperparams, state), called at each decision.
+        hyperparams: names of the hyperparameters it steers.
+        decision_interval: steps between decisions; the first is taken at step 0.
+        bounds: smallest and largest value allowed, by name; a name left out is not bounded.
+        needs_value: whether `update` must be given the loss.
+        needs_alignment: whether to measure the cosine of gradient and last update.
+
+    Example:
+        >>> def halve(metrics, state, hyperparams):
+        ...     return {"learning_rate": 0.5 * hyperparams["learning_rate"]}, state
+        >>> halving = Controller(init=lambda hyperparams: (), update=halve, needs_value=False)
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, halving)(learning_rate=1.0)
+    """
+
+    init: ControllerInit
+    update: ControllerUpdate
+    hyperparams: tuple[str, ...] = ("learning_rate",)
+    decision_interval: int = 1
+    bounds: Mapping[str, Bounds] = {}
+    needs_value: bool = True
+    needs_alignment: bool = False
+
+
+class EncoderInit(Protocol):
+    """`init` of an encoder."""
+
+    def __call__(self) -> Any:
+        """Return the state before the first decision."""
+        ...
+
+
+class EncoderUpdate(Protocol):
+    """`update` of an encoder."""
+
+    def __call__(
+        self, metrics: Metrics, state: Any, hyperparams: Hyperparams
+    ) -> tuple[jax.Array, Any]:
+        """Return the observation, float32[features], and the new state."""
+        ...
+
+
+class Encoder(NamedTuple):
+    """A rule that turns what was measured into what a policy sees.
+
+    Attributes:
+        init: () → state; arrays only.
+        update: (metrics, state, hyperparams) → (observation, state); the observation is
+            float32[len(features)], every entry finite and in [-1, 1].
+        features: names of the entries, in order.
+        name: what a saved policy remembers it by.
+        config: keyword arguments that build it again, JSON values.
+
+    Example:
+        >>> def encode(metrics, state, hyperparams):
+        ...     return jnp.stack([jnp.tanh(metrics.value), metrics.progress]), state
+        >>> encoder = Encoder(lambda: (), encode, features=("loss", "progress"), name="mine")
+        >>> controller = optax_meta.reinforce(encoder=encoder)
+    """
+
+    init: EncoderInit
+    update: EncoderUpdate
+    features: tuple[str, ...]
+    name: str
+    config: Mapping[str, Any] = {}

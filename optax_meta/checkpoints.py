@@ -1,0 +1,178 @@
+"""Policies on disk: arrays and a JSON card in one file, never code.
+
+A policy file is a zip archive with `card.json`, which says what the policy sees and may do, and
+`params.npy`, its parameters as one flat float32 vector. Nothing in it is executed.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from optax_meta.actions import ActionSpace, Move, check_bounds
+from optax_meta.base import Encoder
+from optax_meta.observations import ENCODERS
+from optax_meta.policies import Policy, PolicyNetwork, init_policy
+
+FORMAT = 1
+_LARGEST_FILE = 64 * 2**20
+
+
+def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
+    """Write a policy to one file, whole or not at all.
+
+    Args:
+        policy: its network must be a `PolicyNetwork`.
+        path: where to; an existing file is replaced.
+
+    Raises:
+        ValueError: the network is of another class, or the path cannot be written.
+
+    Example:
+        >>> policy = optax_meta.init_policy(jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     optax_meta.save_policy(policy, f"{folder}/mine.policy")
+        ...     same = optax_meta.load_policy(f"{folder}/mine.policy")
+        >>> same.action_space == policy.action_space
+        True
+    """
+    if not isinstance(policy.network, PolicyNetwork):
+        raise ValueError(
+            f"only a PolicyNetwork can be saved, got {type(policy.network).__name__}: save the "
+            "parameters of another network with Orbax"
+        )
+    params = np.asarray(ravel_pytree(policy.params)[0], np.float32)
+    card = _card(policy, policy.network, params)
+    buffer = io.BytesIO()
+    np.save(buffer, params, allow_pickle=False)
+    path = Path(path)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("card.json", json.dumps(card, indent=1))
+                archive.writestr("params.npy", buffer.getvalue())
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write the policy to `{path}`: {error}") from error
+
+
+def load_policy(
+    name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None
+) -> Policy:
+    """Read a policy that `save_policy` wrote.
+
+    Args:
+        name_or_path: path of the file.
+        encoder: needed where the policy was trained with an encoder of one's own, which a file
+            cannot hold; its features must be those of the card.
+
+    Returns:
+        A `Policy`, equal to the one saved.
+
+    Raises:
+        ValueError: there is no such file, it is no policy file, is damaged or too large, or its
+            card does not fit this version's features.
+
+    Example:
+        >>> optax_meta.load_policy("missing.policy")
+        Traceback (most recent call last):
+        ValueError: cannot read the policy file `missing.policy`: no such file
+    """
+    path = Path(name_or_path)
+    try:
+        card, params = _read(path)
+        return _restore(card, params, encoder)
+    except FileNotFoundError:
+        raise ValueError(f"cannot read the policy file `{path}`: no such file") from None
+    except KeyError as error:
+        raise ValueError(
+            f"cannot read the policy file `{path}`: it has no {error.args[0]!r}"
+        ) from error
+    except (OSError, zipfile.BadZipFile, ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
+    except (NotImplementedError, RuntimeError, zipfile.zlib.error) as error:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"cannot read the policy file `{path}`: damaged: {error}") from error
+
+
+def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "encoder": {"name": policy.encoder.name, "config": dict(policy.encoder.config)},
+        "features": list(policy.encoder.features),
+        "action_space": {
+            "factored": policy.action_space.factored,
+            "moves": [move._asdict() for move in policy.action_space.moves],
+        },
+        "hidden_sizes": list(network.hidden_sizes),
+        "num_params": params.size,
+        "sha256": _digest(params),
+        "jax_version": jax.__version__,
+    }
+
+
+def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        if sum(item.file_size for item in archive.infolist()) > _LARGEST_FILE:
+            raise ValueError(f"it would unpack to more than {_LARGEST_FILE >> 20} MiB")
+        card = json.loads(archive.read("card.json"))
+        params = np.load(io.BytesIO(archive.read("params.npy")), allow_pickle=False)
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}; write it again with `save_policy`")
+    is_vector = isinstance(params, np.ndarray) and params.dtype == np.float32 and params.ndim == 1
+    if not is_vector or not np.all(np.isfinite(params)):
+        raise ValueError("its parameters are no finite float32 vector")
+    if _digest(params) != card["sha256"]:
+        raise ValueError("its parameters do not match the checksum of its card")
+    return card, params
+
+
+def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) -> Policy:
+    if encoder is None:
+        name = card["encoder"]["name"]
+        if name not in ENCODERS:
+            raise ValueError(f"its encoder {name!r} is not built in: pass it as `encoder=`")
+        encoder = ENCODERS[name](**card["encoder"]["config"])
+    if list(encoder.features) != card["features"]:
+        raise ValueError(f"it needs the features {card['features']}, got {list(encoder.features)}")
+    sizes = card["hidden_sizes"]
+    if sum(sizes) > _LARGEST_FILE**0.5:
+        raise ValueError("its network is too large")
+    blank = init_policy(
+        jax.random.key(0),
+        encoder=encoder,
+        action_space=_action_space(card["action_space"]),
+        hidden_sizes=sizes,
+        start="uniform",
+    )
+    flat, unravel = ravel_pytree(blank.params)
+    if flat.size != params.size:
+        raise ValueError(f"its card asks for {flat.size} parameters, the file has {params.size}")
+    return blank._replace(params=unravel(jax.numpy.asarray(params)))
+
+
+def _action_space(card: dict[str, Any]) -> ActionSpace:
+    moves = []
+    for entry in card["moves"]:
+        move = Move(**entry)
+        if move.kind not in ("scale", "add", "log"):
+            raise ValueError(f"it has a move of unknown kind {move.kind!r}")
+        amounts = tuple(float(amount) for amount in move.amounts)
+        if not 1 <= len(amounts) <= 1000 or not np.all(np.isfinite(amounts)):
+            raise ValueError("it has a move without sensible choices")
+        moves.append(move._replace(amounts=amounts, bounds=check_bounds(move.bounds)))
+    space = ActionSpace(tuple(moves), bool(card["factored"]))
+    if space.num_actions > 10_000:
+        raise ValueError("its action space is too large")
+    return space
+
+
+def _digest(params: np.ndarray) -> str:
+    return hashlib.sha256(params.astype("<f4").tobytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Controllers, one a file; each is public as `optax_meta.<name>`."""

@@ -1,0 +1,63 @@
+"""The cosine rule."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from optax_meta.actions import check_bounds
+from optax_meta.base import Bounds, Controller, Hyperparams
+from optax_meta.metrics import Metrics
+
+
+def hypergradient(
+    *,
+    step_size: float = 0.1,
+    bounds: Bounds = (1e-8, 10.0),
+    hyperparam: str = "learning_rate",
+) -> Controller:
+    """Move the log learning rate with the cosine of the gradient and the last update.
+
+    log η ← log η + step_size·cos(-gₜ, uₜ₋₁): while the last update still points downhill the step
+    was too short; once the gradient has turned against it, too long. The cosine in place of the
+    product makes the rule independent of the scales of loss and parameters. It is measured on a
+    strided sample of coordinates.
+
+    Args:
+        step_size: largest change of log η in one decision, in nats, > 0.
+        bounds: smallest and largest value allowed, > 0.
+        hyperparam: name of the hyperparameter to steer.
+
+    Returns:
+        A `Controller` that decides at every step. Needs no loss.
+
+    Raises:
+        ValueError: `step_size` is not positive or the bounds are crossed or not positive.
+
+    Source: A. G. Baydin et al., "Online Learning Rate Adaptation with Hypergradient Descent",
+    2018, https://arxiv.org/abs/1703.04782; the multiplicative form is its section 4, normalized.
+
+    Example:
+        >>> controller = optax_meta.hypergradient(step_size=0.05)
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, controller)(learning_rate=1e-4)
+    """
+    if not step_size > 0.0:
+        raise ValueError(f"`step_size` must be positive, got {step_size}")
+    low, high = check_bounds(bounds)
+    if not low > 0.0:
+        raise ValueError(f"`bounds` must be positive, got {bounds}")
+
+    def update(
+        metrics: Metrics, state: Any, hyperparams: Hyperparams
+    ) -> tuple[Hyperparams, Any]:
+        old = hyperparams[hyperparam]
+        factor = jnp.exp(step_size * metrics.alignment).astype(old.dtype)
+        return {**hyperparams, hyperparam: jnp.clip(old * factor, low, high)}, state
+
+    return Controller(
+        init=lambda hyperparams: (),  # noqa: ARG005
+        update=update,
+        hyperparams=(hyperparam,),
+        bounds={hyperparam: (low, high)},
+        needs_value=False,
+        needs_alignment=True,
+    )

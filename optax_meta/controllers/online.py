@@ -1,0 +1,329 @@
+"""The RL meta-optimizer: REINFORCE while a model trains."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from optax_meta import actions, policy_gradient, rewards
+from optax_meta.actions import ActionSpace
+from optax_meta.base import Controller, Encoder, Hyperparams
+from optax_meta.metrics import Metrics
+from optax_meta.policies import Policy, Start, init_policy
+from optax_meta.recording import Decision, DecisionState
+from optax_meta.rewards import Reward
+
+
+class ReinforceState(NamedTuple):
+    """State of `reinforce`: few leaves, all arrays.
+
+    Attributes:
+        stream: seed and number of decisions so far, uint32[2]; each decision's random key follows
+            from the two, so that a resumed run draws what it would have drawn.
+        policy_params: parameters of the policy, flat, float32[P].
+        policy_moments: first and second moments of the policy's Adam, float32[2, P].
+        episode: one row a decision: observation, action, log-probability, reward;
+            float32[train_every, features + 3]; zeros once learned from.
+        before: value, cost, gradient norm and alignment at the last decision, then the
+            moving-average baseline; float32[5].
+        encoder_state: what the encoder carries.
+        decision: the latest decision, for the record.
+    """
+
+    stream: jax.Array
+    policy_params: jax.Array
+    policy_moments: jax.Array
+    episode: jax.Array
+    before: jax.Array
+    encoder_state: Any
+    decision: DecisionState
+
+
+class _Learner(NamedTuple):
+    """How the policy learns: the static part of `reinforce`."""
+
+    reward: Reward
+    reward_scale: float
+    discount: float
+    baseline_decay: float
+    entropy_bonus: float
+    max_grad_norm: float
+    policy_learning_rate: float
+
+
+def reinforce(
+    policy: Policy | None = None,
+    *,
+    action_space: ActionSpace | None = None,
+    encoder: Encoder | None = None,
+    hidden_sizes: Sequence[int] | None = None,
+    start: Start | None = None,
+    hold_probability: float | None = None,
+    reward: Reward | None = None,
+    reward_scale: float = 1.0,
+    discount: float = 0.99,
+    baseline_decay: float = 0.9,
+    entropy_bonus: float = 0.01,
+    max_grad_norm: float = 1.0,
+    policy_learning_rate: float = 1e-2,
+    train_every: int = 5,
+    decision_interval: int = 10,
+    total_steps: int | None = None,
+    seed: jax.typing.ArrayLike = 0,
+) -> Controller:
+    """Learn by REINFORCE, while the model trains, how to change its hyperparameters.
+
+    At each decision the run is encoded into an observation, the last action is rewarded, and a new
+    one is sampled from the policy. Every `train_every` decisions the policy takes one Adam step on
+    -mean(log π(aₜ|sₜ)·(Gₜ - b)) - c·mean H, with discounted returns Gₜ and a moving-average
+    baseline b, inside the jitted update; then the episode is cleared.
+
+    Args:
+        policy: what to start from; None for a fresh one, made from the seed with the next five
+            arguments, which mean what they do in `optax_meta.init_policy`.
+        action_space: None for the nine actions of `actions.classic`.
+        encoder: None for the eight features of `observations.classic`.
+        hidden_sizes: None for (32, 32).
+        start: None for "hold".
+        hold_probability: None for 0.9.
+        reward: None for `rewards.improvement()`.
+        reward_scale: multiplies every reward, > 0.
+        discount: γ in [0, 1].
+        baseline_decay: β of the moving-average baseline, in [0, 1).
+        entropy_bonus: c, ≥ 0.
+        max_grad_norm: the policy gradient is clipped to this L2 norm, > 0.
+        policy_learning_rate: of the policy's own Adam, ≥ 0.
+        train_every: decisions in an episode, ≥ 1.
+        decision_interval: steps between decisions, ≥ 1.
+        total_steps: length of the run in steps if known, for the progress feature.
+        seed: of the fresh policy and of every sample; an integer, may be traced.
+
+    Returns:
+        A `Controller`. The same seed gives the same run, bit for bit.
+
+    Raises:
+        ValueError: an argument is out of range, or a `policy` comes with arguments that describe a
+            fresh one.
+
+    Source: R. J. Williams, "Simple statistical gradient-following algorithms for connectionist
+    reinforcement learning", 1992, https://doi.org/10.1007/BF00992696.
+
+    Example:
+        >>> controller = optax_meta.reinforce(seed=0, total_steps=1000)
+        >>> tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)
+    """
+    fresh = {
+        "action_space": action_space,
+        "encoder": encoder,
+        "hidden_sizes": hidden_sizes,
+        "start": start,
+        "hold_probability": hold_probability,
+    }
+    fresh = {name: value for name, value in fresh.items() if value is not None}
+    if policy is not None and fresh:
+        raise ValueError(f"a `policy` brings its own {', '.join(fresh)}: pass one or the other")
+    _check(
+        ("train_every", train_every >= 1, "be at least 1", train_every),
+        ("discount", 0.0 <= discount <= 1.0, "lie in [0, 1]", discount),
+        ("baseline_decay", 0.0 <= baseline_decay < 1.0, "lie in [0, 1)", baseline_decay),
+        ("entropy_bonus", entropy_bonus >= 0.0, "not be negative", entropy_bonus),
+        ("max_grad_norm", max_grad_norm > 0.0, "be positive", max_grad_norm),
+        ("reward_scale", reward_scale > 0.0, "be positive", reward_scale),
+        ("policy_learning_rate", policy_learning_rate >= 0.0, "not be negative", policy_learning_rate),
+        ("total_steps", total_steps is None or total_steps >= 1, "be at least 1", total_steps),
+    )
+    # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
+    template = init_policy(jax.random.key(0), **fresh) if policy is None else policy
+    learner = _Learner(
+        reward=rewards.improvement() if reward is None else reward,
+        reward_scale=reward_scale,
+        discount=discount,
+        baseline_decay=baseline_decay,
+        entropy_bonus=entropy_bonus,
+        max_grad_norm=max_grad_norm,
+        policy_learning_rate=policy_learning_rate,
+    )
+
+    def init(hyperparams: Hyperparams) -> ReinforceState:
+        del hyperparams
+        key = jax.random.key(jnp.asarray(seed, jnp.uint32))
+        first = init_policy(key, **fresh) if policy is None else policy
+        return _init(first, train_every, jnp.asarray(seed, jnp.uint32))
+
+    return Controller(
+        init=init,
+        update=partial(_update, template, learner, total_steps),
+        hyperparams=template.action_space.hyperparams,
+        decision_interval=decision_interval,
+        bounds={move.hyperparam: move.bounds for move in template.action_space.moves},
+    )
+
+
+def extract_policy(policy: Policy, controller_state: Any) -> Policy:
+    """Return `policy` with the parameters that `reinforce` has learned so far.
+
+    Args:
+        policy: the one given to `reinforce`.
+        controller_state: any pytree that holds exactly one `ReinforceState`, such as the optimizer
+            state.
+
+    Returns:
+        A `Policy`, to save or to use in `learned`.
+
+    Raises:
+        ValueError: the state holds no policy, or one of another size.
+
+    Example:
+        >>> policy = optax_meta.init_policy(jax.random.key(0))
+        >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.reinforce(policy))(1e-3)
+        >>> policy = optax_meta.extract_policy(policy, tx.init(jnp.zeros(3)))
+    """
+    flat, unravel = ravel_pytree(policy.params)
+    learned = optax.tree.get(controller_state, "policy_params")
+    if learned is None or learned.shape != flat.shape:
+        size = "none" if learned is None else f"one of shape {learned.shape}"
+        raise ValueError(f"expected a policy with {flat.size} parameters in this state, got {size}")
+    return policy._replace(params=unravel(learned))
+
+
+def _check(*conditions: tuple[str, bool, str, Any]) -> None:
+    for name, holds, demand, got in conditions:
+        if not holds:
+            raise ValueError(f"`{name}` must {demand}, got {got}")
+
+
+def _init(policy: Policy, train_every: int, seed: jax.Array) -> ReinforceState:
+    params = jnp.array(ravel_pytree(policy.params)[0], jnp.float32, copy=True)
+    num_features, num_actions = len(policy.encoder.features), policy.action_space.num_actions
+    return ReinforceState(
+        stream=jnp.stack([seed, jnp.uint32(0)]),
+        policy_params=params,
+        policy_moments=jnp.zeros((2, params.size), jnp.float32),
+        episode=jnp.zeros((train_every, num_features + 3), jnp.float32),
+        before=jnp.zeros(5, jnp.float32),
+        encoder_state=policy.encoder.init(),
+        decision=DecisionState.empty(num_features, num_actions),
+    )
+
+
+def _update(
+    policy: Policy,
+    learner: _Learner,
+    total_steps: int | None,
+    metrics: Metrics,
+    state: ReinforceState,
+    hyperparams: Hyperparams,
+) -> tuple[Hyperparams, ReinforceState]:
+    metrics = with_progress(metrics, total_steps)
+    observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
+    state, reward = _collect_reward(learner, metrics, state)
+    state = _learn_if_due(policy, learner, state)
+    decision = _decide(policy, state, observation)._replace(reward=reward)
+    hyperparams = actions.apply(policy.action_space, decision.action, hyperparams)
+    row = jnp.stack([decision.action.astype(jnp.float32), decision.log_prob, jnp.float32(0.0)])
+    position = state.stream[1] % state.episode.shape[0]
+    return hyperparams, state._replace(
+        stream=state.stream + jnp.array([0, 1], jnp.uint32),
+        episode=state.episode.at[position].set(jnp.concatenate([observation, row])),
+        before=jnp.concatenate([jnp.stack(metrics[:4]), state.before[4:]]),
+        encoder_state=encoder_state,
+        decision=DecisionState.pack(decision),
+    )
+
+
+def with_progress(metrics: Metrics, total_steps: int | None) -> Metrics:
+    """Fill in the share of the run that is over, where the horizon is known."""
+    if total_steps is None:
+        return metrics
+    share = jnp.minimum(metrics.step.astype(jnp.float32) / total_steps, 1.0)
+    return metrics._replace(progress=share)
+
+
+def _collect_reward(
+    learner: _Learner, metrics: Metrics, state: ReinforceState
+) -> tuple[ReinforceState, jax.Array]:
+    """Reward the last action and note it in its row; the first decision has nothing to reward."""
+    before = metrics._replace(
+        value=state.before[0],
+        cost=state.before[1],
+        grad_norm=state.before[2],
+        alignment=state.before[3],
+    )
+    earned = learner.reward_scale * learner.reward(before, metrics)
+    reward = jnp.where(state.stream[1] > 0, earned, 0.0).astype(jnp.float32)
+    position = (state.stream[1] - 1) % state.episode.shape[0]
+    episode = state.episode.at[position, -1].set(reward)
+    is_first = state.stream[1] == 0
+    return state._replace(episode=jnp.where(is_first, state.episode, episode)), reward
+
+
+def _learn_if_due(policy: Policy, learner: _Learner, state: ReinforceState) -> ReinforceState:
+    num_decisions, length = state.stream[1], state.episode.shape[0]
+    is_due = (num_decisions > 0) & (num_decisions % length == 0)
+    num_updates = (num_decisions // length).astype(jnp.int32)
+    learned = (state.policy_params, state.policy_moments, state.before[4])
+    params, moments, baseline = jax.lax.cond(
+        is_due,
+        partial(_learn, policy, learner),
+        lambda _episode, _num_updates, *same: same,
+        state.episode,
+        num_updates,
+        *learned,
+    )
+    return state._replace(
+        policy_params=params,
+        policy_moments=moments,
+        before=state.before.at[4].set(baseline),
+        episode=jnp.where(is_due, 0.0, state.episode),
+    )
+
+
+def _learn(
+    policy: Policy,
+    learner: _Learner,
+    episode: jax.Array,
+    num_updates: jax.Array,
+    params: jax.Array,
+    moments: jax.Array,
+    baseline: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Take one Adam step on the policy loss of a full episode."""
+    observations, (action, _, reward) = episode[:, :-3], episode[:, -3:].T
+    returns = policy_gradient.discounted_returns(reward, learner.discount)
+    adv = policy_gradient.advantages(returns, baseline)
+    _, unravel = ravel_pytree(policy.params)
+
+    def loss(flat: jax.Array) -> jax.Array:
+        log_probs = jax.vmap(partial(policy.log_probs, unravel(flat)))(observations)
+        return policy_gradient.policy_loss(
+            log_probs, action.astype(jnp.int32), adv, learner.entropy_bonus
+        )
+
+    gradient = policy_gradient.clip_by_norm(jax.grad(loss)(params), learner.max_grad_norm)
+    adam = optax.adam(learner.policy_learning_rate)
+    # Kept packed and without names of its own, so that `optax.tree.get` finds the model's moments.
+    blank: Any = adam.init(params)
+    packed = (blank[0]._replace(count=num_updates - 1, mu=moments[0], nu=moments[1]), *blank[1:])
+    step, (scaled, *_) = adam.update(gradient, packed)
+    baseline = policy_gradient.moving_average_baseline(baseline, returns, learner.baseline_decay)
+    return params + step, jnp.stack([scaled.mu, scaled.nu]), baseline
+
+
+def _decide(policy: Policy, state: ReinforceState, observation: jax.Array) -> Decision:
+    """Sample an action."""
+    _, unravel = ravel_pytree(policy.params)
+    log_probs = policy.log_probs(unravel(state.policy_params), observation)
+    key = jax.random.fold_in(jax.random.key(state.stream[0]), state.stream[1])
+    action = jax.random.categorical(key, log_probs)
+    return Decision(
+        action=action,
+        log_prob=log_probs[action],
+        entropy=policy_gradient.entropy(log_probs),
+        reward=jnp.float32(0.0),
+        probabilities=jnp.exp(log_probs),
+        observation=observation,
+    )

@@ -1,0 +1,122 @@
+"""Policies: a small Flax MLP that turns an observation into the logits of an action.
+
+A `Policy` is a network, its parameters, the encoder that feeds it and the action space that it
+chooses from: all that is needed to decide.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from optax_meta import actions, observations
+from optax_meta.actions import ActionSpace
+from optax_meta.base import Encoder
+
+Start = Literal["hold", "uniform"]
+
+
+class PolicyNetwork(nn.Module):
+    """Map an observation to logits: Dense layers with ReLU, and a linear head.
+
+    Attributes:
+        num_logits: outputs, `ActionSpace.num_logits`.
+        hidden_sizes: widths of the hidden layers.
+
+    Example:
+        >>> network = optax_meta.PolicyNetwork(num_logits=9)
+        >>> params = network.init(jax.random.key(0), jnp.zeros(8))
+        >>> network.apply(params, jnp.zeros(8)).shape
+        (9,)
+    """
+
+    num_logits: int
+    hidden_sizes: Sequence[int] = (32, 32)
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> jax.Array:
+        """Return float32[num_logits] for an observation, float32[features]."""
+        x = observation
+        for size in self.hidden_sizes:
+            x = nn.relu(nn.Dense(size)(x))
+        return nn.Dense(self.num_logits, kernel_init=nn.initializers.zeros, name="head")(x)
+
+
+class Policy(NamedTuple):
+    """All that is needed to decide.
+
+    Attributes:
+        network: the module; `network.apply(params, observation)` gives the logits.
+        params: its variables, a pytree of float32.
+        encoder: what turns metrics into observations.
+        action_space: what it chooses from.
+
+    Example:
+        >>> policy = optax_meta.init_policy(jax.random.key(0))
+        >>> policy.action_space.num_actions
+        9
+    """
+
+    network: nn.Module
+    params: Any
+    encoder: Encoder
+    action_space: ActionSpace
+
+    def log_probs(self, params: Any, observation: jax.Array) -> jax.Array:
+        """Return log π(a|s) of every action, float32[num_actions].
+
+        Args:
+            params: variables to use in place of the policy's own.
+            observation: float32[features].
+        """
+        return actions.log_probs(self.action_space, self.network.apply(params, observation))  # pyright: ignore[reportArgumentType]
+
+
+def init_policy(
+    key: jax.Array,
+    *,
+    encoder: Encoder | None = None,
+    action_space: ActionSpace | None = None,
+    hidden_sizes: Sequence[int] = (32, 32),
+    start: Start = "hold",
+    hold_probability: float = 0.9,
+) -> Policy:
+    """Make a fresh policy.
+
+    Args:
+        key: PRNG key for the hidden layers.
+        encoder: what it sees; None for `observations.classic()`.
+        action_space: what it may do; None for `actions.classic()`.
+        hidden_sizes: widths of the hidden layers, each ≥ 1.
+        start: "hold": the head starts at zero with a bias towards the action that changes nothing,
+            since a policy that knows nothing must not be a random walk. "uniform": all actions are
+            equally likely at first.
+        hold_probability: of the hold action under "hold", in (0, 1).
+
+    Returns:
+        A `Policy`.
+
+    Raises:
+        ValueError: sizes below 1, an unknown `start`, or no hold action to start from.
+
+    Example:
+        >>> policy = init_policy(jax.random.key(0))
+        >>> probs = jnp.exp(policy.log_probs(policy.params, jnp.zeros(8)))
+        >>> print(probs[4].round(2))
+        0.9
+    """
+    encoder = observations.classic() if encoder is None else encoder
+    action_space = actions.classic() if action_space is None else action_space
+    if start not in ("hold", "uniform"):
+        raise ValueError(f'`start` must be "hold" or "uniform", got {start!r}')
+    if not all(isinstance(size, int) and size >= 1 for size in hidden_sizes):
+        raise ValueError(f"`hidden_sizes` must be whole numbers ≥ 1, got {hidden_sizes}")
+    network = PolicyNetwork(action_space.num_logits, tuple(hidden_sizes))
+    params: Any = network.init(key, jnp.zeros(len(encoder.features)))
+    if start == "hold":
+        bias = jnp.asarray(actions.hold_logits(action_space, hold_probability))
+        head = {**params["params"]["head"], "bias": bias}
+        params = {"params": {**params["params"], "head": head}}
+    return Policy(network, params, encoder, action_space)

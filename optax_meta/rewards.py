@@ -1,0 +1,110 @@
+"""Rewards: small callables (before, after) → scalar.
+
+Each compares the metrics of two successive decisions, is bounded, and gives its worst value where
+the later one saw a step that was not finite. A reward of one's own is any such function.
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from optax_meta.metrics import Metrics
+
+
+class Reward(Protocol):
+    """What the policy earns for its last action."""
+
+    def __call__(self, before: Metrics, after: Metrics) -> jax.Array:
+        """Return a finite float32[]."""
+        ...
+
+
+def improvement(*, cost_weight: float = 0.1, bound: float = 10.0) -> Reward:
+    """Build the classic reward, (previous loss - loss) + w·(previous cost - cost).
+
+    Args:
+        cost_weight: w, in units of loss per unit of cost.
+        bound: the reward is clipped to [-bound, bound], > 0.
+
+    Returns:
+        A reward.
+
+    Raises:
+        ValueError: `bound` is not positive and finite.
+
+    Example:
+        >>> controller = optax_meta.reinforce(reward=optax_meta.rewards.improvement(cost_weight=1))
+    """
+    _check_bound(bound)
+
+    def reward(before: Metrics, after: Metrics) -> jax.Array:
+        gain = (before.value - after.value) + cost_weight * (before.cost - after.cost)
+        return _bounded(gain, after, bound)
+
+    return reward
+
+
+def log_improvement(*, floor: float = 1e-8, bound: float = 1.0) -> Reward:
+    """Build the reward log(previous loss) - log(loss), which does not depend on the loss's scale.
+
+    Args:
+        floor: losses below it, also negative ones, count as this much, > 0.
+        bound: the reward is clipped to [-bound, bound], in nats, > 0.
+
+    Returns:
+        A reward. Its sum over a run telescopes to log(first loss) - log(last loss).
+
+    Raises:
+        ValueError: `floor` or `bound` is not positive and finite.
+
+    Example:
+        >>> controller = optax_meta.reinforce(reward=optax_meta.rewards.log_improvement())
+    """
+    _check_bound(bound)
+    if not 0.0 < floor < float("inf"):
+        raise ValueError(f"`floor` must be positive and finite, got {floor}")
+
+    def reward(before: Metrics, after: Metrics) -> jax.Array:
+        before_log, after_log = (jnp.log(jnp.maximum(m.value, floor)) for m in (before, after))
+        return _bounded(before_log - after_log, after, bound)
+
+    return reward
+
+
+def relative_improvement(*, bound: float = 1.0) -> Reward:
+    """Build the reward 2(o - n)/(|o| + |n|) for losses o, n, which may be negative.
+
+    For small changes it equals the log-improvement; it never exceeds 2.
+
+    Args:
+        bound: the reward is clipped to [-bound, bound], > 0.
+
+    Returns:
+        A reward.
+
+    Raises:
+        ValueError: `bound` is not positive and finite.
+
+    Example:
+        >>> reward = optax_meta.rewards.relative_improvement()
+        >>> controller = optax_meta.reinforce(reward=reward)
+    """
+    _check_bound(bound)
+
+    def reward(before: Metrics, after: Metrics) -> jax.Array:
+        old, new = before.value / 2.0, after.value / 2.0
+        total = jnp.abs(old) + jnp.abs(new)
+        return _bounded(2.0 * (old - new) / jnp.where(total > 0.0, total, 1.0), after, bound)
+
+    return reward
+
+
+def _bounded(reward: jax.Array, after: Metrics, bound: float) -> jax.Array:
+    failed = (after.num_nonfinite > 0) | jnp.isnan(reward)
+    return jnp.where(failed, -bound, jnp.clip(reward, -bound, bound))
+
+
+def _check_bound(bound: float) -> None:
+    if not 0.0 < bound < float("inf"):
+        raise ValueError(f"`bound` must be positive and finite, got {bound}")

@@ -1,0 +1,392 @@
+"""`control_hyperparams`: any Optax factory under any controller.
+
+The twin of `optax.inject_hyperparams`, and built on it. Only the hyperparameters that the
+controller steers are injected; everything else stays static, as the factory was called.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_meta import metrics as metrics_lib
+from optax_meta.base import Controller, Hyperparams
+from optax_meta.metrics import Measurement, Metrics, Statistics
+
+
+class ControlState(NamedTuple):
+    """State of a controlled optimizer.
+
+    Attributes:
+        statistics: `metrics.Statistics`, packed, float32[11].
+        controller_state: what the controller carries.
+        last_update: strided sample of the last update, float32[k], for a controller that asks for
+            alignment; else an empty tuple.
+        inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
+            the step and the state of the inner optimizer.
+    """
+
+    statistics: jax.Array
+    controller_state: Any
+    last_update: Any
+    inner_state: Any
+
+    @property
+    def hyperparams(self) -> Hyperparams:
+        """Current values of the steered hyperparameters, float32[] each."""
+        return self.inner_state.hyperparams
+
+    @property
+    def step(self) -> jax.Array:
+        """Number of updates so far, int32[]."""
+        return self.inner_state.count
+
+
+def control_hyperparams(
+    inner_factory: Callable[..., optax.GradientTransformation],
+    controller: Controller,
+    *,
+    decision_interval: int | None = None,
+    axis_name: str | None = None,
+) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """Let a controller steer the hyperparameters of any Optax optimizer.
+
+    Used like `optax.inject_hyperparams`: the result takes the arguments of `inner_factory`, of
+    which those that the controller steers are starting values: Python numbers, arrays or traced
+    scalars. They are stored as float32 (float64 if a parameter is) and handed to the factory weakly
+    typed, so the optimizer keeps the dtypes that it has with a Python float.
+
+    The controller decides at step 0 and then every `decision_interval` steps; each decision sees
+    averages over the steps since the last one and holds from the same update on. A step whose loss,
+    cost or gradient norm is not finite enters no average; where loss or gradient norm is not finite
+    the inner optimizer sees zeros for the gradients. A hyperparameter never becomes non-finite and
+    never leaves the controller's bounds.
+
+    Args:
+        inner_factory: an Optax factory, or any function that returns a gradient transformation.
+        controller: what decides, for instance `optax_meta.plateau()`.
+        decision_interval: steps between decisions, ≥ 1; None for the controller's own.
+        axis_name: axis of a `pmap` or `shard_map` over which loss, cost, gradient norm and
+            alignment are averaged, so that all replicas decide alike.
+
+    Returns:
+        A factory of `optax.GradientTransformationExtraArgs`. Its
+        `update(grads, state, params, value=loss, cost=None)` takes the loss and a cost as scalars;
+        further keyword arguments go to the inner optimizer.
+
+    Raises:
+        ValueError: `inner_factory` is no function, `controller` no `Controller`, or
+            `decision_interval` below 1; from the factory, if a steered hyperparameter is unknown,
+            is not a number, or starts out of bounds; from `update`, if `value` is missing or no
+            scalar, or the gradients do not fit the parameters.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.plateau())(1e-3)
+        >>> params = {"w": jnp.ones(3)}
+        >>> state = tx.init(params)
+        >>> updates, state = tx.update(params, state, params, value=1.0)
+        >>> print(optax_meta.hyperparams(state)["learning_rate"])
+        0.001
+    """
+    if not callable(inner_factory):
+        raise ValueError(
+            "`inner_factory` must be a function such as `optax.adamw`, not the optimizer it "
+            f"returns; got {type(inner_factory).__name__}: write "
+            "`control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)`"
+        )
+    if not isinstance(controller, Controller):
+        hint = ": call it" if callable(controller) else ""
+        raise ValueError(f"`controller` must be a Controller, got {controller!r}{hint}")
+    interval = controller.decision_interval if decision_interval is None else decision_interval
+    if not isinstance(interval, int) or interval < 1:
+        raise ValueError(f"`decision_interval` must be a whole number ≥ 1, got {interval!r}")
+
+    def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        start, build = _split(inner_factory, controller, args, kwargs)
+        return optax.GradientTransformationExtraArgs(
+            partial(_init, controller, start, build),
+            partial(_update, controller, interval, axis_name, build),
+        )
+
+    factory.__doc__ = inner_factory.__doc__
+    return factory
+
+
+def hyperparams(opt_state: Any) -> Hyperparams:
+    """Return the current hyperparameters from any state that holds a controlled optimizer.
+
+    Args:
+        opt_state: the state itself, or any pytree around it: `optax.chain`, `optax.partition`,
+            `optax.MultiSteps`, a Flax `TrainState`, an `nnx.Optimizer`.
+
+    Returns:
+        float32[] by name. Where the state holds several controlled optimizers, the names are
+        prefixed by what tells these apart, for instance the label of `optax.partition`.
+
+    Raises:
+        ValueError: the state holds none.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.5)
+        >>> state = optax.chain(optax.clip(1.0), tx).init(jnp.zeros(2))
+        >>> print(optax_meta.hyperparams(state)["learning_rate"])
+        0.5
+    """
+    found = find_control_states(opt_state)
+    if len(found) == 1:
+        return dict(next(iter(found.values())).hyperparams)
+    return {
+        f"{label}/{name}": value
+        for label, state in found.items()
+        for name, value in state.hyperparams.items()
+    }
+
+
+def find_control_states(opt_state: Any) -> dict[str, ControlState]:
+    """Return every `ControlState` in a pytree, by the shortest label that tells them apart.
+
+    Args:
+        opt_state: any pytree, or an object with an `opt_state` such as `nnx.Optimizer`.
+
+    Returns:
+        States by label; the label of a single one is "".
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.constant())(0.1)
+        >>> list(optax_meta.transform.find_control_states(tx.init(jnp.zeros(2))))
+        ['']
+    """
+    opt_state = getattr(opt_state, "opt_state", opt_state)
+    flat, _ = jax.tree.flatten_with_path(opt_state, is_leaf=_is_control_state)
+    found = [(path, state) for path, state in flat if _is_control_state(state)]
+    if not found:
+        raise ValueError(
+            "no controlled optimizer in this state: pass the state of a transformation made with "
+            "`optax_meta.control_hyperparams`, or one that contains it"
+        )
+    names = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path, _ in found]
+    shared = [set(level) for level in zip(*names, strict=False)]
+    labels = ["/".join(k for k, keys in zip(n, shared, strict=False) if len(keys) > 1) for n in names]
+    states = [jax.tree.map(_read_variable, state, is_leaf=_is_variable) for _, state in found]
+    return dict(zip(labels, states, strict=True))
+
+
+def _is_control_state(x: Any) -> bool:
+    return isinstance(x, ControlState)
+
+
+def _is_variable(x: Any) -> bool:
+    return hasattr(x, "get_value")
+
+
+def _read_variable(x: Any) -> Any:
+    """Unwrap the variables that `nnx.Optimizer` makes of every leaf."""
+    return x.get_value() if _is_variable(x) else x
+
+
+def _split(
+    inner_factory: Callable[..., optax.GradientTransformation],
+    controller: Controller,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[dict[str, Any], Callable[..., optax.GradientTransformation]]:
+    """Split a call of the factory into starting values and a function of the steered values."""
+    signature = inspect.signature(inner_factory)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    rest = {p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD}
+    values = dict(bound.arguments)
+    for name in rest:
+        values.update(values.pop(name))
+    start = {
+        name: _starting_value(inner_factory, controller, values, name)
+        for name in controller.hyperparams
+    }
+
+    def build(**steered: Any) -> optax.GradientTransformation:
+        arguments = {k: v for k, v in bound.arguments.items() if k not in rest}
+        extra = {k: values[k] for k in values if k not in signature.parameters}
+        weak = {name: jax.lax.full_like(jnp.asarray(0.0), x) for name, x in steered.items()}
+        arguments |= {k: v for k, v in weak.items() if k in arguments}
+        extra |= {k: v for k, v in weak.items() if k in extra}
+        call = inspect.BoundArguments(signature, arguments)  # pyright: ignore[reportArgumentType]
+        return inner_factory(*call.args, **call.kwargs, **extra)
+
+    parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in start]
+    build.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    return start, build
+
+
+def _starting_value(
+    inner_factory: Callable[..., Any], controller: Controller, values: Mapping[str, Any], name: str
+) -> Any:
+    optimizer = getattr(inner_factory, "__name__", "the optimizer")
+    if name not in values:
+        numeric = [k for k, v in values.items() if _is_number(v)] or ["none"]
+        raise ValueError(
+            f"the controller steers `{name}`, which `{optimizer}` does not have; its "
+            f"hyperparameters are: {', '.join(numeric)}. Choose another optimizer, or what the "
+            "controller steers (for `reinforce`: `action_space=optax_meta.actions.learning_rate()`)"
+        )
+    value = values[name]
+    if not _is_number(value) or jnp.shape(value) != ():
+        what = "a schedule" if callable(value) else repr(value)
+        raise ValueError(
+            f"`{name}` is steered by the controller and must start from a number, got {what}"
+        )
+    low, high = controller.bounds.get(name, (-math.inf, math.inf))
+    if not isinstance(value, jax.core.Tracer) and not low <= value <= high:
+        raise ValueError(
+            f"`{name}` must start within the controller's bounds [{low:g}, {high:g}], got {value}: "
+            "start elsewhere or widen the bounds"
+        )
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or callable(value):
+        return False
+    dtype = getattr(value, "dtype", None)
+    return isinstance(value, (int, float)) if dtype is None else jnp.issubdtype(dtype, jnp.number)
+
+
+def _inject(build: Callable[..., optax.GradientTransformation], start: Any) -> Any:
+    # The dtype only matters for weakly typed values, of which there are none.
+    return optax.inject_hyperparams(build, hyperparam_dtype=jnp.float32)(**start)
+
+
+def _init(
+    controller: Controller,
+    start: dict[str, Any],
+    build: Callable[..., optax.GradientTransformation],
+    params: optax.Params,
+) -> ControlState:
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+    is_double = any(jnp.finfo(d).bits == 64 for d in dtypes if jnp.issubdtype(d, jnp.inexact))
+    dtype = jnp.float64 if is_double else jnp.float32
+    fresh = {name: jnp.array(value, dtype, copy=True) for name, value in start.items()}
+    has_sample = controller.needs_alignment
+    return ControlState(
+        statistics=Statistics().pack(),
+        controller_state=controller.init(fresh),
+        last_update=jnp.zeros_like(metrics_lib.sample(params)) if has_sample else (),
+        inner_state=_inject(build, fresh).init(params),
+    )
+
+
+def _update(
+    controller: Controller,
+    interval: int,
+    axis_name: str | None,
+    build: Callable[..., optax.GradientTransformation],
+    updates: optax.Updates,
+    state: ControlState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+) -> tuple[optax.Updates, ControlState]:
+    if not isinstance(state, ControlState):
+        raise ValueError(
+            f"`state` must come from this transformation's `init`, got {type(state).__name__}; a "
+            "state restored from a checkpoint needs `init`'s as its target"
+        )
+    _check_shapes(updates, params)
+    measured = _measure(controller, axis_name, updates, state, extra_args)
+    statistics, _ = metrics_lib.accumulate(Statistics.unpack(state.statistics), measured)
+    is_healthy = jnp.isfinite(measured.value) & jnp.isfinite(measured.grad_norm)
+    if extra_args.get("value") is not None:
+        value = jnp.asarray(extra_args["value"])
+        safe = jnp.where(is_healthy, value, statistics.last_value.astype(value.dtype))
+        extra_args = {**extra_args, "value": safe}
+    hyperparams, controller_state, statistics = _decide(controller, interval, statistics, state)
+    updates, inner_state = _inject(build, hyperparams).update(
+        jax.tree.map(lambda g: jnp.where(is_healthy, g, jnp.zeros_like(g)), updates),
+        state.inner_state._replace(hyperparams=hyperparams),
+        params,
+        **extra_args,
+    )
+    last_update = metrics_lib.sample(updates) if controller.needs_alignment else ()
+    return updates, ControlState(statistics.pack(), controller_state, last_update, inner_state)
+
+
+def _measure(
+    controller: Controller,
+    axis_name: str | None,
+    updates: optax.Updates,
+    state: ControlState,
+    extra_args: Mapping[str, Any],
+) -> Measurement:
+    if controller.needs_value and extra_args.get("value") is None:
+        raise ValueError(
+            "the controller needs the loss: call `tx.update(grads, state, params, value=loss)`"
+        )
+    alignment = jnp.float32(0.0)
+    if controller.needs_alignment:
+        alignment = -metrics_lib.cosine(metrics_lib.sample(updates), state.last_update)
+    measured = Measurement(
+        value=_scalar("value", extra_args.get("value")),
+        cost=_scalar("cost", extra_args.get("cost")),
+        grad_norm=metrics_lib.global_norm(updates),
+        alignment=alignment,
+    )
+    return measured if axis_name is None else jax.lax.pmean(measured, axis_name)
+
+
+def _decide(
+    controller: Controller, interval: int, statistics: Statistics, state: ControlState
+) -> tuple[Hyperparams, Any, Statistics]:
+    """Ask the controller where a decision is due; else keep everything."""
+
+    def decide(hyperparams: Hyperparams, controller_state: Any) -> tuple[Hyperparams, Any]:
+        seen = Metrics(*statistics[:6], step=state.step, progress=jnp.float32(-1.0))
+        wanted, controller_state = controller.update(seen, controller_state, hyperparams)
+        kept = {
+            name: _keep_in_bounds(controller, name, old, wanted[name])
+            for name, old in hyperparams.items()
+        }
+        return kept, controller_state
+
+    operands = (state.hyperparams, state.controller_state)
+    if interval == 1:
+        return *decide(*operands), statistics._replace(num_steps=0.0, num_nonfinite=0.0)
+    is_due = state.step % interval == 0
+    chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
+    reset = {n: jnp.where(is_due, 0.0, getattr(statistics, n)) for n in ("num_steps", "num_nonfinite")}
+    return *chosen, statistics._replace(**reset)
+
+
+def _keep_in_bounds(controller: Controller, name: str, old: jax.Array, new: Any) -> jax.Array:
+    new = jnp.asarray(new, old.dtype)
+    new = jnp.where(jnp.isfinite(new), new, old)
+    return jnp.clip(new, *controller.bounds[name]) if name in controller.bounds else new
+
+
+def _scalar(name: str, value: Any) -> jax.Array:
+    if value is None:
+        return jnp.float32(0.0)
+    value = jnp.asarray(value)
+    if value.shape != () or jnp.iscomplexobj(value):
+        raise ValueError(
+            f"`{name}` must be a real scalar, got {value.dtype}{list(value.shape)}: pass a mean, "
+            f"such as `{name}=losses.mean()`"
+        )
+    return value.astype(jnp.float32)
+
+
+def _check_shapes(updates: optax.Updates, params: optax.Params | None) -> None:
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        return  # no params, or a wrapper's own structure: the inner optimizer judges
+    flat, _ = jax.tree.flatten_with_path(updates)
+    for (path, grad), param in zip(flat, jax.tree.leaves(params), strict=True):
+        if jnp.shape(grad) != jnp.shape(param):
+            raise ValueError(
+                f"the gradient of `{jax.tree_util.keystr(path, simple=True, separator='.')}` has "
+                f"shape {jnp.shape(grad)}, its parameter {jnp.shape(param)}: they must agree"
+            )
