@@ -310,9 +310,7 @@ def labels(space: ActionSpace) -> tuple[str, ...]:
         ('learning_rate ×0.5', 'hold', 'learning_rate ×2')
     """
     named = [[_label(move, amount) for amount in move.amounts] for move in space.moves]
-    return tuple(
-        ", ".join(filter(None, choice)) or "hold" for choice in itertools.product(*named)
-    )
+    return tuple(", ".join(filter(None, choice)) or "hold" for choice in itertools.product(*named))
 
 
 _HOLD = {"scale": 1.0, "add": 0.0, "log": 0.0}

@@ -43,6 +43,7 @@ class Controller(NamedTuple):
         hyperparams: names of the hyperparameters it steers.
         decision_interval: steps between decisions; the first is taken at step 0.
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
+        action_labels: names of the actions of a policy, for tables; empty without one.
         needs_value: whether `update` must be given the loss.
         needs_alignment: whether to measure the cosine of gradient and last update.
 
@@ -58,6 +59,7 @@ class Controller(NamedTuple):
     hyperparams: tuple[str, ...] = ("learning_rate",)
     decision_interval: int = 1
     bounds: Mapping[str, Bounds] = {}
+    action_labels: tuple[str, ...] = ()
     needs_value: bool = True
     needs_alignment: bool = False
 

@@ -64,9 +64,7 @@ def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"cannot write the policy to `{path}`: {error}") from error
 
 
-def load_policy(
-    name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None
-) -> Policy:
+def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None) -> Policy:
     """Read a policy that `save_policy` wrote.
 
     Args:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from optax_meta import actions, observations
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Encoder
+from optax_meta.base import Controller, ControllerInit, ControllerUpdate, Encoder
 
 Start = Literal["hold", "uniform"]
 
@@ -72,6 +72,19 @@ class Policy(NamedTuple):
             observation: float32[features].
         """
         return actions.log_probs(self.action_space, self.network.apply(params, observation))  # pyright: ignore[reportArgumentType]
+
+    def as_controller(
+        self, init: ControllerInit, update: ControllerUpdate, decision_interval: int
+    ) -> Controller:
+        """Return a `Controller` with this policy's hyperparameters, bounds and action labels."""
+        return Controller(
+            init=init,
+            update=update,
+            hyperparams=self.action_space.hyperparams,
+            decision_interval=decision_interval,
+            bounds={move.hyperparam: move.bounds for move in self.action_space.moves},
+            action_labels=actions.labels(self.action_space),
+        )
 
 
 def init_policy(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_meta import policy_gradient
 from optax_meta.base import Hyperparams
 from optax_meta.metrics import Statistics
 from optax_meta.transform import ControlState, find_control_states
@@ -28,6 +29,18 @@ class Decision(NamedTuple):
     reward: jax.Array
     probabilities: jax.Array
     observation: jax.Array
+
+    @classmethod
+    def choose(cls, action: jax.Array, log_probs: jax.Array, observation: jax.Array) -> "Decision":
+        """Return the decision for `action`, with no reward yet."""
+        return cls(
+            action=action,
+            log_prob=log_probs[action],
+            entropy=policy_gradient.entropy(log_probs),
+            reward=jnp.float32(0.0),
+            probabilities=jnp.exp(log_probs),
+            observation=observation,
+        )
 
 
 class DecisionState(NamedTuple):

@@ -174,7 +174,9 @@ def find_control_states(opt_state: Any) -> dict[str, ControlState]:
         )
     names = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path, _ in found]
     shared = [set(level) for level in zip(*names, strict=False)]
-    labels = ["/".join(k for k, keys in zip(n, shared, strict=False) if len(keys) > 1) for n in names]
+    labels = [
+        "/".join(k for k, keys in zip(n, shared, strict=False) if len(keys) > 1) for n in names
+    ]
     states = [jax.tree.map(_read_variable, state, is_leaf=_is_variable) for _, state in found]
     return dict(zip(labels, states, strict=True))
 
@@ -358,7 +360,9 @@ def _decide(
         return *decide(*operands), statistics._replace(num_steps=0.0, num_nonfinite=0.0)
     is_due = state.step % interval == 0
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
-    reset = {n: jnp.where(is_due, 0.0, getattr(statistics, n)) for n in ("num_steps", "num_nonfinite")}
+    reset = {
+        n: jnp.where(is_due, 0.0, getattr(statistics, n)) for n in ("num_steps", "num_nonfinite")
+    }
     return *chosen, statistics._replace(**reset)
 
 

@@ -46,9 +46,7 @@ def hypergradient(
     if not low > 0.0:
         raise ValueError(f"`bounds` must be positive, got {bounds}")
 
-    def update(
-        metrics: Metrics, state: Any, hyperparams: Hyperparams
-    ) -> tuple[Hyperparams, Any]:
+    def update(metrics: Metrics, state: Any, hyperparams: Hyperparams) -> tuple[Hyperparams, Any]:
         old = hyperparams[hyperparam]
         factor = jnp.exp(step_size * metrics.alignment).astype(old.dtype)
         return {**hyperparams, hyperparam: jnp.clip(old * factor, low, high)}, state

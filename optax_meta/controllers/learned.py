@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from optax_meta import actions, policy_gradient
+from optax_meta import actions
 from optax_meta.base import Controller, Hyperparams
 from optax_meta.controllers.online import with_progress
 from optax_meta.metrics import Metrics
@@ -53,13 +53,7 @@ def learned(
         empty = DecisionState.empty(len(policy.encoder.features), policy.action_space.num_actions)
         return LearnedState(policy.encoder.init(), empty)
 
-    return Controller(
-        init=init,
-        update=partial(_update, policy, total_steps),
-        hyperparams=policy.action_space.hyperparams,
-        decision_interval=decision_interval,
-        bounds={move.hyperparam: move.bounds for move in policy.action_space.moves},
-    )
+    return policy.as_controller(init, partial(_update, policy, total_steps), decision_interval)
 
 
 def _update(
@@ -72,14 +66,6 @@ def _update(
     metrics = with_progress(metrics, total_steps)
     observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
     log_probs = policy.log_probs(policy.params, observation)
-    action = jnp.argmax(log_probs)
-    decision = Decision(
-        action=action,
-        log_prob=log_probs[action],
-        entropy=policy_gradient.entropy(log_probs),
-        reward=jnp.float32(0.0),
-        probabilities=jnp.exp(log_probs),
-        observation=observation,
-    )
-    hyperparams = actions.apply(policy.action_space, action, hyperparams)
+    decision = Decision.choose(jnp.argmax(log_probs), log_probs, observation)
+    hyperparams = actions.apply(policy.action_space, decision.action, hyperparams)
     return hyperparams, LearnedState(encoder_state, DecisionState.pack(decision))

@@ -133,7 +133,12 @@ def reinforce(
         ("entropy_bonus", entropy_bonus >= 0.0, "not be negative", entropy_bonus),
         ("max_grad_norm", max_grad_norm > 0.0, "be positive", max_grad_norm),
         ("reward_scale", reward_scale > 0.0, "be positive", reward_scale),
-        ("policy_learning_rate", policy_learning_rate >= 0.0, "not be negative", policy_learning_rate),
+        (
+            "policy_learning_rate",
+            policy_learning_rate >= 0.0,
+            "not be negative",
+            policy_learning_rate,
+        ),
         ("total_steps", total_steps is None or total_steps >= 1, "be at least 1", total_steps),
     )
     # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
@@ -154,13 +159,8 @@ def reinforce(
         first = init_policy(key, **fresh) if policy is None else policy
         return _init(first, train_every, jnp.asarray(seed, jnp.uint32))
 
-    return Controller(
-        init=init,
-        update=partial(_update, template, learner, total_steps),
-        hyperparams=template.action_space.hyperparams,
-        decision_interval=decision_interval,
-        bounds={move.hyperparam: move.bounds for move in template.action_space.moves},
-    )
+    update = partial(_update, template, learner, total_steps)
+    return template.as_controller(init, update, decision_interval)
 
 
 def extract_policy(policy: Policy, controller_state: Any) -> Policy:
@@ -222,7 +222,7 @@ def _update(
     observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
     state, reward = _collect_reward(learner, metrics, state)
     state = _learn_if_due(policy, learner, state)
-    decision = _decide(policy, state, observation)._replace(reward=reward)
+    decision = _sample(policy, state, observation)._replace(reward=reward)
     hyperparams = actions.apply(policy.action_space, decision.action, hyperparams)
     row = jnp.stack([decision.action.astype(jnp.float32), decision.log_prob, jnp.float32(0.0)])
     position = state.stream[1] % state.episode.shape[0]
@@ -313,17 +313,9 @@ def _learn(
     return params + step, jnp.stack([scaled.mu, scaled.nu]), baseline
 
 
-def _decide(policy: Policy, state: ReinforceState, observation: jax.Array) -> Decision:
-    """Sample an action."""
+def _sample(policy: Policy, state: ReinforceState, observation: jax.Array) -> Decision:
+    """Draw an action."""
     _, unravel = ravel_pytree(policy.params)
     log_probs = policy.log_probs(unravel(state.policy_params), observation)
     key = jax.random.fold_in(jax.random.key(state.stream[0]), state.stream[1])
-    action = jax.random.categorical(key, log_probs)
-    return Decision(
-        action=action,
-        log_prob=log_probs[action],
-        entropy=policy_gradient.entropy(log_probs),
-        reward=jnp.float32(0.0),
-        probabilities=jnp.exp(log_probs),
-        observation=observation,
-    )
+    return Decision.choose(jax.random.categorical(key, log_probs), log_probs, observation)

@@ -13,9 +13,7 @@ from optax_meta.controllers.plateau import plateau
 from optax_meta.metrics import Metrics
 
 
-def warmup(
-    steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_rate"
-) -> Controller:
+def warmup(steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_rate") -> Controller:
     """Raise the learning rate linearly to its starting value over the first steps.
 
     At step t = 0, 1, … it is peak·(s + (1 - s)·min((t + 1)/steps, 1)), s the `init_scale` and the
@@ -105,7 +103,9 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
     )
 
 
-def warmup_plateau(warmup_steps: int, *, init_scale: float = 0.0, **plateau_options: Any) -> Controller:
+def warmup_plateau(
+    warmup_steps: int, *, init_scale: float = 0.0, **plateau_options: Any
+) -> Controller:
     """Warm up, then reduce on plateau: the two that users ask for together.
 
     Args:

@@ -1,0 +1,178 @@
+"""The command line. Nothing heavy is imported before the arguments are known to be good."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Named here too, since `--help` must answer before JAX is loaded; a test compares them.
+TASKS = ("digits", "digits-conv", "quadratic")
+METHODS = ("constant", "plateau", "warmup-plateau", "hypergradient", "reinforce", "random-walk")
+
+_NARROW = (
+    "rank",
+    "method",
+    "final loss",
+    "loss reduction %",
+    "test accuracy %",
+    "rates",
+    "time ×",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for bad input, 130 for Ctrl-C.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Example:
+        >>> optax_meta.cli.main(["compare", "--methods", "constant,foo"])
+        2
+    """
+    try:
+        options = _parser().parse_args(argv)
+        return options.run(options)
+    except (ValueError, ImportError) as error:
+        print(f"optax-meta: error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("optax-meta: stopped; nothing was written", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optax-meta", description="Control the hyperparameters of Optax optimizers."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    compare = commands.add_parser(
+        "compare",
+        help="train a model with each method and report which won",
+        description="Train a Flax model with each method over several seeds, print a table of the "
+        "results, and write a report that opens in any browser.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    compare.set_defaults(run=_compare)
+    compare.add_argument("--task", default=TASKS[0], choices=TASKS, help="what to train")
+    compare.add_argument(
+        "--methods",
+        type=_names,
+        default=",".join(METHODS),
+        help=f"comma-separated, out of: {', '.join(METHODS)}",
+    )
+    compare.add_argument("--steps", type=_at_least(1), default=500, help="steps in a run")
+    compare.add_argument("--seeds", type=_at_least(2), default=10, help="runs of each method")
+    compare.add_argument("--lr", type=_rate, default=1e-3, help="starting learning rate of AdamW")
+    compare.add_argument("--out", default="optax-meta-report", help="folder for the report")
+    return parser
+
+
+def _compare(options: argparse.Namespace) -> int:
+    console = _console()
+    from optax_meta import evaluation, reports
+
+    folder = reports.check_folder(options.out)
+    with _progress() as show:
+        comparison = evaluation.compare(
+            options.task,
+            options.methods,
+            learning_rate=options.lr,
+            steps=options.steps,
+            seeds=options.seeds,
+            progress=show,
+        )
+        show("writing the report", 1, 1)
+        page = reports.write_report(comparison, folder)
+    _print_table(console, comparison, reports.result_table(comparison))
+    console.print(f"Report: [link={page.resolve().as_uri()}]{page}[/link]", soft_wrap=True)
+    return 0
+
+
+def _console() -> Any:
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ImportError(
+            "`optax-meta compare` needs the extra `report`: pip install 'optax-meta[report]'"
+        ) from error
+    return Console()
+
+
+class _progress:  # noqa: N801 - reads as a function where it is used
+    """A progress bar on standard error that can be called with (label, done, total)."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        quiet = Console(stderr=True)
+        self.bar = Progress(*columns, console=quiet, transient=True, disable=not quiet.is_terminal)
+        self.task = self.bar.add_task("loading", total=None)
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        self.bar.start()
+        return lambda label, done, total: self.bar.update(
+            self.task, description=label, completed=done, total=total
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _print_table(console: Any, comparison: Any, table: Any) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = (
+        f"{comparison.task}, optax.{comparison.optimizer} from {comparison.learning_rate:g}, "
+        f"{comparison.steps} steps, {comparison.seeds} seeds"
+    )
+    caption = "mean ± half-width of the 95 % interval over seeds; time × the bare optimizer's"
+    if console.width < 130:
+        table = table.select(_NARROW)
+    shown = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        justify = "left" if column == "method" else "right"
+        shown.add_column(column, justify=justify)
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def _names(text: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"unknown method {', '.join(unknown) or text!r}: choose from {', '.join(METHODS)}"
+        )
+    return names
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number ≥ {least}, got {text!r}")
+        return number
+
+    return whole_number
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0.0 < rate <= 10.0:
+        raise argparse.ArgumentTypeError(f"must lie in (0, 10], got {text!r}")
+    return rate
