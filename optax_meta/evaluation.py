@@ -169,7 +169,7 @@ def compare(
         >>> comparison.methods["plateau"].losses.shape
         (2, 20)
     """
-    task = _named(TASKS, "task", task)() if isinstance(task, str) else task
+    chosen: Task = _named(TASKS, "task", task)() if isinstance(task, str) else task
     if not isinstance(methods, Mapping):
         methods = {name: _named(METHODS, "method", name) for name in methods}
     for name, number, least in (
@@ -181,7 +181,7 @@ def compare(
             raise ValueError(f"`{name}` must be at least {least}, got {number}")
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}")
-    train = partial(_train, task, optimizer, learning_rate, steps)
+    train = partial(_train, chosen, optimizer, learning_rate, steps)
     tick = _Ticker(progress, len(methods) * (seeds + 1) + 1 + seeds)
     seed0 = jnp.uint32(0)
     runners: dict[str, Any] = {
@@ -201,8 +201,8 @@ def compare(
         for name, method in methods.items()
     }
     return Comparison(
-        task=task.name,
-        description=task.description,
+        task=chosen.name,
+        description=chosen.description,
         optimizer=getattr(optimizer, "__name__", str(optimizer)),
         learning_rate=learning_rate,
         steps=steps,

@@ -148,7 +148,8 @@ def accumulate(statistics: Statistics, measured: Measurement) -> tuple[Statistic
     ]
     bad = jnp.where(finite, 0.0, 1.0)
     counts = [statistics.num_steps + 1.0, statistics.num_nonfinite + bad]
-    return Statistics(*means, *counts, *last, statistics.total_nonfinite + bad), finite
+    total = statistics.total_nonfinite + bad
+    return Statistics._make([*means, *counts, *last, total]), finite
 
 
 def _inexact(tree: Any) -> list[jax.Array]:

@@ -51,7 +51,7 @@ def moving_average_baseline(
     2.0
     """
     chex.assert_rank([baseline_tm1, returns_t], [0, 1])
-    return decay * baseline_tm1 + (1.0 - decay) * jnp.mean(returns_t)
+    return jnp.asarray(decay * baseline_tm1 + (1.0 - decay) * jnp.mean(returns_t))
 
 
 def advantages(returns_t: jax.Array, baseline: chex.Numeric) -> jax.Array:

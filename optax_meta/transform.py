@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from optax_meta import metrics as metrics_lib
 from optax_meta.base import Controller, Hyperparams
@@ -108,9 +109,9 @@ def control_hyperparams(
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         start, build = _split(inner_factory, controller, args, kwargs)
+        update: Any = partial(_update, controller, interval, axis_name, build)
         return optax.GradientTransformationExtraArgs(
-            partial(_init, controller, start, build),
-            partial(_update, controller, interval, axis_name, build),
+            partial(_init, controller, start, build), update
         )
 
     factory.__doc__ = inner_factory.__doc__
@@ -219,11 +220,11 @@ def _split(
         weak = {name: jax.lax.full_like(jnp.asarray(0.0), x) for name, x in steered.items()}
         arguments |= {k: v for k, v in weak.items() if k in arguments}
         extra |= {k: v for k, v in weak.items() if k in extra}
-        call = inspect.BoundArguments(signature, arguments)  # pyright: ignore[reportArgumentType]
+        call = inspect.BoundArguments(signature, arguments)
         return inner_factory(*call.args, **call.kwargs, **extra)
 
     parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in start]
-    build.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    build.__signature__ = inspect.Signature(parameters)
     return start, build
 
 
@@ -245,7 +246,7 @@ def _starting_value(
             f"`{name}` is steered by the controller and must start from a number, got {what}"
         )
     low, high = controller.bounds.get(name, (-math.inf, math.inf))
-    if not isinstance(value, jax.core.Tracer) and not low <= value <= high:
+    if not isinstance(value, Tracer) and not low <= value <= high:
         raise ValueError(
             f"`{name}` must start within the controller's bounds [{low:g}, {high:g}], got {value}: "
             "start elsewhere or widen the bounds"

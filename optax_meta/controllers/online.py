@@ -304,13 +304,13 @@ def _learn(
         )
 
     gradient = policy_gradient.clip_by_norm(jax.grad(loss)(params), learner.max_grad_norm)
-    adam = optax.adam(learner.policy_learning_rate)
-    # Kept packed and without names of its own, so that `optax.tree.get` finds the model's moments.
-    blank: Any = adam.init(params)
-    packed = (blank[0]._replace(count=num_updates - 1, mu=moments[0], nu=moments[1]), *blank[1:])
-    step, (scaled, *_) = adam.update(gradient, packed)
+    # Kept packed and under a name of their own, so that `optax.tree.get` finds the model's moments.
+    packed = optax.ScaleByAdamState(num_updates - 1, *moments)
+    adam: Any = optax.scale_by_adam()
+    direction, (_, *new_moments) = adam.update(gradient, packed)
+    params = params - learner.policy_learning_rate * direction
     baseline = policy_gradient.moving_average_baseline(baseline, returns, learner.baseline_decay)
-    return params + step, jnp.stack([scaled.mu, scaled.nu]), baseline
+    return params, jnp.stack(new_moments), baseline
 
 
 def _sample(policy: Policy, state: ReinforceState, observation: jax.Array) -> Decision:

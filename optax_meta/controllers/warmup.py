@@ -47,11 +47,11 @@ def warmup(steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_r
         raise ValueError(f"`init_scale` must lie in [0, 1], got {init_scale}")
 
     def update(
-        metrics: Metrics, peak: jax.Array, hyperparams: Hyperparams
+        metrics: Metrics, state: jax.Array, hyperparams: Hyperparams
     ) -> tuple[Hyperparams, jax.Array]:
-        share = jnp.clip((metrics.step + 1) / steps, 0.0, 1.0).astype(peak.dtype)
+        share = jnp.clip((metrics.step + 1) / steps, 0.0, 1.0).astype(state.dtype)
         scale = init_scale + (1.0 - init_scale) * share
-        return {**hyperparams, hyperparam: peak * scale}, peak
+        return {**hyperparams, hyperparam: state * scale}, state
 
     return Controller(
         init=lambda hyperparams: jnp.array(hyperparams[hyperparam], copy=True),
@@ -141,21 +141,21 @@ def _update(
     controllers: tuple[Controller, ...],
     starts: tuple[int, ...],
     metrics: Metrics,
-    states: tuple[Any, ...],
+    state: tuple[Any, ...],
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, tuple[Any, ...]]:
     window_start = metrics.step + 1 - metrics.num_steps.astype(jnp.int32)
     new_states = []
-    for controller, start, end, state in zip(
-        controllers, starts, (*starts[1:], jnp.iinfo(jnp.int32).max), states, strict=True
+    for controller, start, end, own in zip(
+        controllers, starts, (*starts[1:], jnp.iinfo(jnp.int32).max), state, strict=True
     ):
         is_in_charge = (metrics.step >= start) & (window_start < end)
         seen = metrics._replace(step=metrics.step - start)
         mine = _pick(controller, hyperparams)
-        changed = controller.update(seen, state, mine)
-        mine, state = jax.tree.map(  # noqa: PLW2901
-            partial(jnp.where, is_in_charge), changed, (mine, state)
+        changed = controller.update(seen, own, mine)
+        mine, own = jax.tree.map(  # noqa: PLW2901
+            partial(jnp.where, is_in_charge), changed, (mine, own)
         )
         hyperparams = {**hyperparams, **mine}
-        new_states.append(state)
+        new_states.append(own)
     return hyperparams, tuple(new_states)
