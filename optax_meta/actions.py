@@ -242,7 +242,7 @@ def log_probs(space: ActionSpace, logits: jax.Array) -> jax.Array:
 
     Example:
         >>> space = optax_meta.actions.learning_rate()
-        >>> print(jnp.exp(optax_meta.actions.log_probs(space, jnp.zeros(3))).round(2))
+        >>> print(np.exp(optax_meta.actions.log_probs(space, jnp.zeros(3))).round(2))
         [0.33 0.33 0.33]
     """
     if not space.factored:
@@ -283,7 +283,7 @@ def hold_logits(space: ActionSpace, probability: float) -> np.ndarray:
     Example:
         >>> space = optax_meta.actions.learning_rate()
         >>> logits = optax_meta.actions.hold_logits(space, 0.9)
-        >>> print(jnp.exp(optax_meta.actions.log_probs(space, logits)).round(2))
+        >>> print(np.exp(optax_meta.actions.log_probs(space, logits)).round(2))
         [0.05 0.9  0.05]
     """
     action = hold(space)

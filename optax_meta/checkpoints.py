@@ -50,18 +50,14 @@ def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
             "parameters of another network with Orbax"
         )
     params = np.asarray(ravel_pytree(policy.params)[0], np.float32)
-    card = _card(policy, policy.network, params)
-    buffer = io.BytesIO()
-    np.save(buffer, params, allow_pickle=False)
     path = Path(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("card.json", json.dumps(card, indent=1))
-                archive.writestr("params.npy", buffer.getvalue())
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".policy-") as folder:
+            whole = Path(folder) / "policy"
+            _write(whole, _card(policy, policy.network, params), params)
+            whole.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write the policy to `{path}`: {error}") from error
+        raise ValueError(f"cannot write the policy to `{path}`: {error.strerror}") from error
 
 
 def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None) -> Policy:
@@ -114,6 +110,14 @@ def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[st
         "sha256": _digest(params),
         "jax_version": jax.__version__,
     }
+
+
+def _write(path: Path, card: dict[str, Any], params: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, params, allow_pickle=False)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("card.json", json.dumps(card, indent=1))
+        archive.writestr("params.npy", buffer.getvalue())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:

@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 # Named here too, since `--help` must answer before JAX is loaded; a test compares them.
 TASKS = ("digits", "digits-conv", "quadratic")
@@ -40,13 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError) as error:
         print(f"optax-meta: error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except SystemExit as stop:  # argparse after --help
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("optax-meta: stopped; nothing was written", file=sys.stderr)  # noqa: T201
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="optax-meta", description="Control the hyperparameters of Optax optimizers."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -150,7 +159,7 @@ def _names(text: str) -> list[str]:
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
-            f"unknown method {', '.join(unknown) or text!r}: choose from {', '.join(METHODS)}"
+            f"unknown method {(unknown or [text])[0]!r}: choose from {', '.join(METHODS)}"
         )
     return names
 

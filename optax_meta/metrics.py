@@ -40,51 +40,35 @@ class Metrics(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """All that is remembered between steps, each float32[]; stored as one packed vector.
+    """All that is remembered between steps; stored as one packed vector.
 
     Attributes:
-        value: mean over the finite steps of the window, as in `Metrics`; likewise the next three.
-        cost: mean cost.
-        grad_norm: mean gradient norm.
-        alignment: mean alignment.
-        num_steps: steps in the window; 0 right after a decision.
-        num_nonfinite: steps of the window that were not finite.
-        last_value: the latest finite loss; likewise the next three.
-        last_cost: the latest finite cost.
-        last_grad_norm: the latest finite gradient norm.
-        last_alignment: the latest alignment.
-        total_nonfinite: non-finite steps since `init` (exact up to 2²⁴).
+        means: value, cost, gradient norm and alignment over the finite steps of the window,
+            float32[4].
+        window: its length in steps, 0 right after a decision, and how many of these were not
+            finite; float32[2].
+        last: the latest finite value, cost, gradient norm and alignment, float32[4].
+        total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
     """
 
-    value: Any = 0.0
-    cost: Any = 0.0
-    grad_norm: Any = 0.0
-    alignment: Any = 0.0
-    num_steps: Any = 0.0
-    num_nonfinite: Any = 0.0
-    last_value: Any = 0.0
-    last_cost: Any = 0.0
-    last_grad_norm: Any = 0.0
-    last_alignment: Any = 0.0
-    total_nonfinite: Any = 0.0
+    means: jax.Array
+    window: jax.Array
+    last: jax.Array
+    total_nonfinite: jax.Array
+
+    @classmethod
+    def empty(cls) -> "Statistics":
+        """Return what is known before the first step."""
+        return cls.unpack(jnp.zeros(11, jnp.float32))
 
     def pack(self) -> jax.Array:
         """Return the statistics as float32[11]."""
-        return jnp.stack([jnp.asarray(x, jnp.float32) for x in self])
+        return jnp.concatenate(self)
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
         """Read float32[…, 11]; leading axes are batches."""
-        return cls(*jnp.moveaxis(packed, -1, 0))
-
-
-class Measurement(NamedTuple):
-    """One step as measured, each float32[]; may be inf or nan."""
-
-    value: jax.Array
-    cost: jax.Array
-    grad_norm: jax.Array
-    alignment: jax.Array
+        return cls(*jnp.split(packed, [4, 6, 10], axis=-1))
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -124,32 +108,30 @@ def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.clip(jnp.dot(x, y), -1.0, 1.0)
 
 
-def accumulate(statistics: Statistics, measured: Measurement) -> tuple[Statistics, jax.Array]:
-    """Add one step to the window.
+def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
+    """Add one step to the window; one that is not finite is only counted.
 
     The running mean mₙ = mₙ₋₁·(n-1)/n + x/n cannot overflow, unlike a sum.
 
     Args:
         statistics: what is remembered.
-        measured: this step.
+        measured: value, cost, gradient norm and alignment of this step, float32[4]; may hold inf
+            and nan.
 
     Returns:
-        The new statistics and whether every part of the measurement was finite, bool[].
+        The new statistics.
     """
-    finite = jnp.all(jnp.isfinite(jnp.stack(measured)))
-    count = statistics.num_steps - statistics.num_nonfinite + 1.0
-
-    def mean(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(finite, old * ((count - 1.0) / count) + new / count, old)
-
-    means = [mean(old, new) for old, new in zip(statistics[:4], measured, strict=True)]
-    last = [
-        jnp.where(finite, new, old) for old, new in zip(statistics[6:10], measured, strict=True)
-    ]
-    bad = jnp.where(finite, 0.0, 1.0)
-    counts = [statistics.num_steps + 1.0, statistics.num_nonfinite + bad]
-    total = statistics.total_nonfinite + bad
-    return Statistics._make([*means, *counts, *last, total]), finite
+    is_finite = jnp.all(jnp.isfinite(measured))
+    num_steps, num_nonfinite = statistics.window
+    count = num_steps - num_nonfinite + 1.0
+    means = statistics.means * ((count - 1.0) / count) + measured / count
+    counted = jnp.where(is_finite, jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0]))
+    return Statistics(
+        means=jnp.where(is_finite, means, statistics.means),
+        window=statistics.window + counted,
+        last=jnp.where(is_finite, measured, statistics.last),
+        total_nonfinite=statistics.total_nonfinite + counted[1:],
+    )
 
 
 def _inexact(tree: Any) -> list[jax.Array]:

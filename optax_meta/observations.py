@@ -26,7 +26,7 @@ def squash(x: jax.Array) -> jax.Array:
     Returns:
         float32 of the same shape.
 
-    >>> print(squash(jnp.array([0.0, 1.0, -1.0, jnp.inf, jnp.nan])).round(2))
+    >>> print(np.asarray(squash(jnp.array([0.0, 1.0, -1.0, jnp.inf, jnp.nan]))).round(2))
     [ 0.    0.41 -0.41  0.99  0.  ]
     """
     x = _finite(x)
@@ -34,17 +34,17 @@ def squash(x: jax.Array) -> jax.Array:
     return symlog / (1.0 + jnp.abs(symlog))
 
 
-def squash_log(x: jax.Array, center: float) -> jax.Array:
+def squash_log(x: jax.Array, center: jax.typing.ArrayLike) -> jax.Array:
     """Return tanh((log₁₀ x - log₁₀ center)/3): 0 at `center`, ±0.76 three decades away.
 
     Args:
         x: float32 array, meant to be ≥ 0; anything below 1e-30 counts as 1e-30.
-        center: the value that maps to 0.
+        center: the value that maps to 0, > 0; a number or an array of the same shape.
 
     Returns:
         float32 of the same shape, in [-1, 1].
 
-    >>> print(squash_log(jnp.array([1e-3, 1.0, 0.0]), center=1e-3).round(2))
+    >>> print(np.asarray(squash_log(jnp.array([1e-3, 1.0, 0.0]), 1e-3)).round(2))
     [ 0.    0.76 -1.  ]
     """
     decades = jnp.log10(jnp.clip(_finite(x), _SMALLEST, _LARGEST)) - jnp.log10(center)
@@ -63,7 +63,7 @@ def trend(history: jax.Array, size: jax.Array) -> jax.Array:
     Returns:
         float32[], in [-1, 1].
 
-    >>> print(trend(jnp.array([1.0, 1.0, 3.0, 3.0]), jnp.array(4.0)))
+    >>> print(trend(jnp.array([1.0, 1.0, 4.0, 2.0]), jnp.array(4.0)).round(4))
     -0.5
     """
     age = jnp.arange(history.size, dtype=jnp.float32)
@@ -167,19 +167,12 @@ def _classic_update(
     size = jnp.minimum(state.history[2, 0] + 1.0, state.history.shape[1])
     newest = jnp.stack([_finite(metrics.value), _finite(metrics.grad_norm), size])
     history = jnp.concatenate([newest[:, None], state.history[:, :-1]], axis=1)
-    observation = jnp.stack(
-        [
-            squash(metrics.value),
-            squash_log(steered("learning_rate"), 1e-3),
-            squash_log(metrics.grad_norm, 1.0),
-            squash_log(steered("weight_decay"), 1e-4),
-            squash(metrics.cost),
-            trend(history[0], size),
-            trend(history[1], size),
-            progress(metrics),
-        ]
-    )
-    return observation, ClassicState(history)
+    values = squash(jnp.stack([metrics.value, metrics.cost]))
+    scales = jnp.stack([steered("learning_rate"), metrics.grad_norm, steered("weight_decay")])
+    logs = squash_log(scales, jnp.array([1e-3, 1.0, 1e-4]))
+    trends = jax.vmap(trend, (0, None))(history[:2], size)
+    parts = [values[:1], logs, values[1:], trends, progress(metrics)[None]]
+    return jnp.concatenate(parts), ClassicState(history)
 
 
 def _finite(x: jax.Array) -> jax.Array:

@@ -151,14 +151,15 @@ def find_decision(controller_state: Any) -> Decision | None:
 
 def _row(state: ControlState) -> Record:
     statistics = Statistics.unpack(state.statistics)
+    value, cost, grad_norm, alignment = jnp.moveaxis(statistics.last, -1, 0)
     return Record(
         step=state.step,
-        value=statistics.last_value,
-        cost=statistics.last_cost,
-        grad_norm=statistics.last_grad_norm,
-        alignment=statistics.last_alignment,
+        value=value,
+        cost=cost,
+        grad_norm=grad_norm,
+        alignment=alignment,
         hyperparams=dict(state.hyperparams),
-        decided=(statistics.num_steps == 0) & (state.step > 0),
-        num_nonfinite=statistics.total_nonfinite.astype(jnp.int32),
+        decided=(statistics.window[..., 0] == 0) & (state.step > 0),
+        num_nonfinite=statistics.total_nonfinite[..., 0].astype(jnp.int32),
         decision=find_decision(state.controller_state),
     )

@@ -272,7 +272,7 @@ def _pictures(comparison: Comparison) -> Iterator[_Picture]:
     yield _picture(
         "Final loss",
         "Final loss of each method with its interval",
-        "Lower is better. Where two intervals overlap widely, more seeds are needed to tell them apart.",
+        "Lower is better. Where intervals overlap widely, more seeds are needed.",
         _draw_ranking(comparison),
     )
     yield _picture(
@@ -293,7 +293,7 @@ def _pictures(comparison: Comparison) -> Iterator[_Picture]:
         yield _picture(
             "Which actions were taken",
             "Histogram of actions of each policy",
-            "All decisions of all seeds. A policy that has learned nothing keeps the shares it started with.",
+            "All decisions of all seeds. A policy that learns nothing keeps its first shares.",
             _draw_actions(comparison),
         )
 

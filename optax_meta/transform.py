@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from optax_meta import metrics as metrics_lib
 from optax_meta.base import Controller, Hyperparams
-from optax_meta.metrics import Measurement, Metrics, Statistics
+from optax_meta.metrics import Metrics, Statistics
 
 
 class ControlState(NamedTuple):
@@ -278,7 +278,7 @@ def _init(
     fresh = {name: jnp.array(value, dtype, copy=True) for name, value in start.items()}
     has_sample = controller.needs_alignment
     return ControlState(
-        statistics=Statistics().pack(),
+        statistics=Statistics.empty().pack(),
         controller_state=controller.init(fresh),
         last_update=jnp.zeros_like(metrics_lib.sample(params)) if has_sample else (),
         inner_state=_inject(build, fresh).init(params),
@@ -302,11 +302,11 @@ def _update(
         )
     _check_shapes(updates, params)
     measured = _measure(controller, axis_name, updates, state, extra_args)
-    statistics, _ = metrics_lib.accumulate(Statistics.unpack(state.statistics), measured)
-    is_healthy = jnp.isfinite(measured.value) & jnp.isfinite(measured.grad_norm)
+    statistics = metrics_lib.accumulate(Statistics.unpack(state.statistics), measured)
+    is_healthy = jnp.isfinite(measured[0]) & jnp.isfinite(measured[2])
     if extra_args.get("value") is not None:
         value = jnp.asarray(extra_args["value"])
-        safe = jnp.where(is_healthy, value, statistics.last_value.astype(value.dtype))
+        safe = jnp.where(is_healthy, value, statistics.last[0].astype(value.dtype))
         extra_args = {**extra_args, "value": safe}
     hyperparams, controller_state, statistics = _decide(controller, interval, statistics, state)
     updates, inner_state = _inject(build, hyperparams).update(
@@ -325,7 +325,8 @@ def _measure(
     updates: optax.Updates,
     state: ControlState,
     extra_args: Mapping[str, Any],
-) -> Measurement:
+) -> jax.Array:
+    """Return value, cost, gradient norm and alignment, float32[4]."""
     if controller.needs_value and extra_args.get("value") is None:
         raise ValueError(
             "the controller needs the loss: call `tx.update(grads, state, params, value=loss)`"
@@ -333,12 +334,8 @@ def _measure(
     alignment = jnp.float32(0.0)
     if controller.needs_alignment:
         alignment = -metrics_lib.cosine(metrics_lib.sample(updates), state.last_update)
-    measured = Measurement(
-        value=_scalar("value", extra_args.get("value")),
-        cost=_scalar("cost", extra_args.get("cost")),
-        grad_norm=metrics_lib.global_norm(updates),
-        alignment=alignment,
-    )
+    value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
+    measured = jnp.stack([value, cost, metrics_lib.global_norm(updates), alignment])
     return measured if axis_name is None else jax.lax.pmean(measured, axis_name)
 
 
@@ -348,7 +345,8 @@ def _decide(
     """Ask the controller where a decision is due; else keep everything."""
 
     def decide(hyperparams: Hyperparams, controller_state: Any) -> tuple[Hyperparams, Any]:
-        seen = Metrics(*statistics[:6], step=state.step, progress=jnp.float32(-1.0))
+        measured = (*statistics.means, *statistics.window)
+        seen = Metrics(*measured, step=state.step, progress=jnp.float32(-1.0))
         wanted, controller_state = controller.update(seen, controller_state, hyperparams)
         kept = {
             name: _keep_in_bounds(controller, name, old, wanted[name])
@@ -358,13 +356,10 @@ def _decide(
 
     operands = (state.hyperparams, state.controller_state)
     if interval == 1:
-        return *decide(*operands), statistics._replace(num_steps=0.0, num_nonfinite=0.0)
+        return *decide(*operands), statistics._replace(window=jnp.zeros(2))
     is_due = state.step % interval == 0
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
-    reset = {
-        n: jnp.where(is_due, 0.0, getattr(statistics, n)) for n in ("num_steps", "num_nonfinite")
-    }
-    return *chosen, statistics._replace(**reset)
+    return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))
 
 
 def _keep_in_bounds(controller: Controller, name: str, old: jax.Array, new: Any) -> jax.Array:

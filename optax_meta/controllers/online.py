@@ -22,8 +22,8 @@ class ReinforceState(NamedTuple):
     """State of `reinforce`: few leaves, all arrays.
 
     Attributes:
-        stream: seed and number of decisions so far, uint32[2]; each decision's random key follows
-            from the two, so that a resumed run draws what it would have drawn.
+        stream: seed and number of decisions so far, uint32[2]; together the key of the next draw,
+            so that a resumed run draws what it would have drawn.
         policy_params: parameters of the policy, flat, float32[P].
         policy_moments: first and second moments of the policy's Adam, float32[2, P].
         episode: one row a decision: observation, action, log-probability, reward;
@@ -314,8 +314,11 @@ def _learn(
 
 
 def _sample(policy: Policy, state: ReinforceState, observation: jax.Array) -> Decision:
-    """Draw an action."""
+    """Draw an action by inverting the cumulative distribution."""
     _, unravel = ravel_pytree(policy.params)
     log_probs = policy.log_probs(unravel(state.policy_params), observation)
-    key = jax.random.fold_in(jax.random.key(state.stream[0]), state.stream[1])
-    return Decision.choose(jax.random.categorical(key, log_probs), log_probs, observation)
+    key = jax.random.wrap_key_data(state.stream, impl="threefry2x32")
+    cumulative = jnp.cumsum(jnp.exp(log_probs))
+    drawn = jax.random.uniform(key) * cumulative[-1]
+    action = jnp.minimum(jnp.sum(cumulative <= drawn), log_probs.size - 1)
+    return Decision.choose(action, log_probs, observation)

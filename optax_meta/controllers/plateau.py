@@ -80,7 +80,7 @@ def plateau(
     if mode not in ("min", "max"):
         raise ValueError(f'`mode` must be "min" or "max", got {mode!r}')
     sign = 1.0 if mode == "min" else -1.0
-    is_better = partial(_is_better, threshold, threshold_mode == "rel", sign)
+    is_better = partial(_is_better, threshold, threshold_mode, sign)
     reduce = partial(_reduce, factor, min_value, eps)
     return Controller(
         init=lambda hyperparams: PlateauState(  # noqa: ARG005
@@ -93,10 +93,10 @@ def plateau(
 
 
 def _is_better(
-    threshold: float, is_relative: bool, sign: float, value: jax.Array, best: jax.Array
+    threshold: float, threshold_mode: str, sign: float, value: jax.Array, best: jax.Array
 ) -> jax.Array:
     value, best = sign * value, sign * best
-    margin = threshold * jnp.abs(best) if is_relative else threshold
+    margin = threshold * jnp.abs(best) if threshold_mode == "rel" else threshold
     return (value < best - margin) | jnp.isinf(best)
 
 

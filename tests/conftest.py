@@ -1,0 +1,52 @@
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from hypothesis import settings
+
+import optax_meta
+from optax_meta.metrics import Metrics
+
+# The first call of a jitted function compiles, which no deadline should count.
+settings.register_profile("jax", deadline=None, derandomize=True)
+settings.load_profile("jax")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def make_metrics(**changes):
+    zeros = {name: jnp.float32(0.0) for name in Metrics._fields}
+    start = {"num_steps": 1.0, "progress": -1.0, **changes}
+    values = {name: jnp.float32(value) for name, value in start.items()}
+    step = jnp.int32(changes.get("step", 0))
+    return Metrics(**{**zeros, **values, "step": step})
+
+
+def run_values(tx, values, grads=None):
+    """Feed losses to a one-parameter model; return the stacked records and the last state."""
+    params = jnp.array(1.0)
+    grads = jnp.ones(len(values)) if grads is None else jnp.asarray(grads, jnp.float32)
+
+    def step(carry, inputs):
+        params, state = carry
+        value, grad = inputs
+        updates, state = tx.update(grad, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), optax_meta.record(state)
+
+    values = jnp.asarray(values, jnp.float32)
+    (params, state), rows = jax.lax.scan(step, (params, tx.init(params)), (values, grads))
+    return rows, state, params
+
+
+@pytest.fixture
+def metrics():
+    return make_metrics
+
+
+@pytest.fixture
+def feed():
+    return run_values

@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optax_meta import actions
+
+START = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(1e-4)}
+
+
+def test_classic_is_the_cartesian_product():
+    space = actions.classic()
+    got = [
+        {k: float(v) for k, v in actions.apply(space, jnp.int32(a), START).items()}
+        for a in range(space.num_actions)
+    ]
+    expected = [(0.1 * f, 1e-4 + d) for f in (0.5, 1, 2) for d in (-1e-5, 0, 1e-5)]
+    np.testing.assert_allclose(
+        [(x["learning_rate"], x["weight_decay"]) for x in got], expected, rtol=1e-6
+    )
+    assert space.num_actions == space.num_logits == 9
+
+
+@pytest.mark.parametrize(
+    ("move", "start", "expected"),
+    [
+        (actions.scale("b1", (0.5, 1, 3), bounds=(0, 10)), 2.0, [1, 2, 6]),
+        (actions.add("b1", (-0.5, 0, 3), bounds=(0, 10)), 2.0, [1.5, 2, 5]),
+        (actions.log_step("b1", (-1, 0, 1), bounds=(1e-3, 10)), 2.0, [2 / np.e, 2, 2 * np.e]),
+        (actions.scale("b1", (0.5, 1, 3), bounds=(1.5, 2.5)), 2.0, [1.5, 2, 2.5]),
+        (actions.add("b1", (-5, 0, 5), bounds=(1.5, 2.5)), 2.0, [1.5, 2, 2.5]),
+    ],
+)
+def test_moves_and_bounds(move, start, expected):
+    space = actions.joint(move)
+    got = [actions.apply(space, jnp.int32(a), {"b1": jnp.float32(start)})["b1"] for a in range(3)]
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@given(st.floats(1e-7, 1.0), st.floats(0, 1.0))
+def test_hold_changes_no_bit(rate, decay):
+    space = actions.classic()
+    start = {"learning_rate": jnp.float32(rate), "weight_decay": jnp.float32(decay)}
+    held = actions.apply(space, jnp.int32(actions.hold(space)), start)
+    assert all(held[name] == start[name] for name in start)
+
+
+def test_factored_probabilities_are_products():
+    space = actions.factored(actions.scale("a"), actions.scale("b", (0.5, 1.0), bounds=(0, 1)))
+    logits = jax.random.normal(jax.random.key(0), (space.num_logits,))
+    first, second = jax.nn.softmax(logits[:3]), jax.nn.softmax(logits[3:])
+    got = jnp.exp(actions.log_probs(space, logits))
+    np.testing.assert_allclose(got, jnp.outer(first, second).ravel(), rtol=1e-5)
+    assert space.num_logits == 5
+    assert space.num_actions == 6
+
+
+@pytest.mark.parametrize("make", [actions.joint, actions.factored])
+def test_hold_logits_give_hold_its_probability(make):
+    space = make(*actions.classic().moves)
+    probs = jnp.exp(actions.log_probs(space, jnp.asarray(actions.hold_logits(space, 0.8))))
+    np.testing.assert_allclose(probs[actions.hold(space)], 0.8, rtol=1e-5)
+    np.testing.assert_allclose(probs.sum(), 1.0, rtol=1e-5)
+
+
+def test_apply_keeps_what_is_not_steered_and_the_dtype():
+    space = actions.learning_rate()
+    start = {"learning_rate": jnp.bfloat16(0.5), "other": 7}
+    moved = actions.apply(space, jnp.int32(2), start)
+    assert moved["other"] == 7
+    assert moved["learning_rate"].dtype == jnp.bfloat16
+
+
+def test_labels_name_every_action():
+    labels = actions.labels(actions.classic())
+    assert len(set(labels)) == 9
+    assert labels[4] == "hold"
+    assert labels[0] == "learning_rate ×0.5, weight_decay -1e-05"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: actions.scale("a", (0.5, 0.0)), "`factors` must be positive and finite"),
+        (lambda: actions.scale("a", (-1.0,)), "`factors` must be positive and finite"),
+        (lambda: actions.scale("a", ()), "`a` needs at least one choice"),
+        (lambda: actions.add("a", (np.nan,), bounds=(0, 1)), "all finite"),
+        (lambda: actions.scale("a", bounds=(1.0, 0.1)), "low < high"),
+        (lambda: actions.log_step("a", (0.1,), bounds=(0.0, 1.0)), "must be positive"),
+        (actions.joint, "one move for each hyperparameter"),
+        (lambda: actions.joint(actions.scale("a"), actions.scale("a")), "one move for each"),
+        (
+            lambda: actions.hold_logits(actions.joint(actions.scale("a", (0.5, 2))), 0.9),
+            "no hold action",
+        ),
+        (lambda: actions.hold_logits(actions.classic(), 1.0), "`hold_probability`"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

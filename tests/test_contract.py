@@ -1,0 +1,177 @@
+"""Every controller keeps the same promises; a new one joins by one line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_meta
+
+CONTROLLERS = {
+    "constant": optax_meta.constant,
+    "plateau": lambda: optax_meta.plateau(factor=0.5, patience=1),
+    "warmup": lambda: optax_meta.warmup(5),
+    "warmup_plateau": lambda: optax_meta.warmup_plateau(5, factor=0.5, patience=1),
+    "hypergradient": optax_meta.hypergradient,
+    "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2),
+    "learned": lambda: optax_meta.learned(
+        optax_meta.init_policy(jax.random.key(1)), decision_interval=2
+    ),
+}
+STEPS = 24
+
+
+@pytest.fixture(params=CONTROLLERS)
+def controller(request):
+    return CONTROLLERS[request.param]()
+
+
+def make(controller, rate=1e-2):
+    return optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=rate)
+
+
+def problem(dtype=jnp.float32):
+    return {"w": jnp.linspace(-1.0, 1.0, 6, dtype=dtype).reshape(2, 3), "b": jnp.zeros(3, dtype)}
+
+
+def loss_fn(params, key):
+    noise = 0.1 * jax.random.normal(key, (3,))
+    return jnp.sum(jnp.square(params["w"] - 2.0)) + jnp.sum(jnp.square(params["b"] - noise))
+
+
+def make_step(tx):
+    def step(carry, key):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss_fn)(params, key)
+        updates, state = tx.update(grads, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), optax_meta.record(state)
+
+    return step
+
+
+def scan(tx, params, seed=0):
+    keys = jax.random.split(jax.random.key(seed), STEPS)
+    return jax.lax.scan(make_step(tx), (params, tx.init(params)), keys)
+
+
+def assert_close(first, second, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
+
+
+def test_eager_jitted_and_scanned_runs_agree(controller):
+    tx = make(controller)
+    (params, state), rows = jax.jit(lambda p: scan(tx, p))(problem())
+    carry = (problem(), tx.init(problem()))
+    with jax.disable_jit():
+        for key in jax.random.split(jax.random.key(0), STEPS)[:4]:
+            carry, row = make_step(tx)(carry, key)
+    assert_close(row, jax.tree.map(lambda x: x[3], rows), rtol=2e-4, atol=1e-5)
+    step = jax.jit(make_step(tx))
+    carry = (problem(), tx.init(problem()))
+    for key in jax.random.split(jax.random.key(0), STEPS):
+        carry, _ = step(carry, key)
+    assert_close(carry, (params, state), rtol=2e-4, atol=1e-5)
+
+
+def test_one_trace(controller):
+    tx = make(controller)
+    traces = 0
+
+    def counted(carry, key):
+        nonlocal traces
+        traces += 1
+        return make_step(tx)(carry, key)
+
+    step = jax.jit(counted)
+    carry = (problem(), tx.init(problem()))
+    for key in jax.random.split(jax.random.key(0), STEPS):
+        carry, _ = step(carry, key)
+    assert traces == 1
+
+
+def test_vmap_over_starting_rates(controller):
+    rates = jnp.array([1e-3, 1e-2])
+    run = jax.jit(lambda rate: scan(make(controller, rate), problem())[1].value)
+    losses = jax.jit(jax.vmap(run))(rates)
+    for rate, expected in zip(rates, losses, strict=True):
+        np.testing.assert_allclose(run(rate), expected, rtol=1e-4)
+
+
+def test_no_leaf_is_weakly_typed_shared_or_empty_or_a_key(controller):
+    state = make(controller).init(problem())
+    leaves = jax.tree.leaves(state)
+    assert all(isinstance(leaf, jax.Array) and not leaf.weak_type for leaf in leaves)
+    assert all(leaf.size > 0 for leaf in leaves)
+    assert not any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_the_state_keeps_its_structure_shapes_and_types(controller):
+    tx = make(controller)
+    state = tx.init(problem())
+    _, new = tx.update(problem(), state, problem(), value=1.0)
+    assert jax.tree.structure(state) == jax.tree.structure(new)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), state, new
+    )
+    assert jax.tree.structure(jax.eval_shape(tx.init, problem())) == jax.tree.structure(state)
+
+
+def test_donation(controller):
+    tx = make(controller)
+    step = jax.jit(make_step(tx), donate_argnums=0)
+    carry = (problem(), tx.init(problem()))
+    for key in jax.random.split(jax.random.key(0), 3):
+        carry, row = step(carry, key)
+    assert jnp.isfinite(row.value)
+
+
+def test_bfloat16_parameters_keep_their_type(controller):
+    tx = make(controller)
+    (params, state), rows = scan(tx, problem(jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert all(h.dtype == jnp.float32 for h in optax_meta.hyperparams(state).values())
+    assert np.all(np.isfinite(rows.value))
+
+
+def test_in_a_chain_and_under_multi_steps(controller):
+    tx = optax.MultiSteps(optax.chain(optax.clip_by_global_norm(1.0), make(controller)), 2)
+    params = problem()
+    state = tx.init(params)
+    for _ in range(4):
+        updates, state = tx.update(params, state, params=params, value=1.0)
+        params = optax.apply_updates(params, updates)
+    assert optax_meta.record(state).step == 2
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def test_optax_tree_tools_find_what_they_look_for(controller):
+    tx = make(controller)
+    state = tx.init(problem())
+    assert optax.tree.get(state, "learning_rate").shape == ()
+    assert (
+        optax.tree.get(state, "count", filtering=lambda path, _: "adam" in str(path).lower()) == 0
+    )
+    assert jax.tree.structure(optax.tree.get(state, "mu")) == jax.tree.structure(problem())
+    changed = optax.tree.set(state, learning_rate=jnp.float32(0.5))
+    np.testing.assert_allclose(optax_meta.hyperparams(changed)["learning_rate"], 0.5)
+    mapped = optax.tree_map_params(tx, lambda x: x + 1.0, state)
+    assert_close(optax.tree.get(mapped, "mu"), jax.tree.map(jnp.ones_like, problem()))
+
+
+def test_reset_is_init(controller):
+    tx = make(controller)
+    assert_close(scan(tx, problem())[1], scan(tx, problem())[1])
+
+
+def test_record_holds_one_row_a_step(controller):
+    tx = make(controller)
+    (_, state), rows = scan(tx, problem())
+    np.testing.assert_array_equal(rows.step, np.arange(1, STEPS + 1))
+    assert rows.decided[0]
+    for name, values in rows.hyperparams.items():
+        assert values.shape == (STEPS,)
+        assert values[-1] == optax_meta.hyperparams(state)[name]
+    assert (rows.decision is None) == (not controller.action_labels)

@@ -1,0 +1,182 @@
+import json
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_meta
+from optax_meta import cli, evaluation, reports, tasks
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return optax_meta.compare("quadratic", steps=40, seeds=3, learning_rate=1e-2)
+
+
+def test_every_method_ran_every_seed(comparison):
+    assert tuple(comparison.methods) == cli.METHODS
+    for result in comparison.methods.values():
+        assert result.losses.shape == (3, 40)
+        assert result.records.value.shape == (3, 40)
+        assert result.final["loss"].shape == result.seconds.shape == (3,)
+
+
+def test_all_methods_start_from_the_same_parameters_and_first_batch(comparison):
+    first = comparison.methods["constant"]
+    for result in comparison.methods.values():
+        np.testing.assert_array_equal(result.initial["loss"], first.initial["loss"])
+        np.testing.assert_array_equal(result.losses[:, 0], first.losses[:, 0])
+
+
+def test_constant_equals_plain_optax(comparison):
+    task, seed = tasks.quadratic(), jnp.uint32(1)
+    *_, losses, _ = evaluation._train(task, optax.adamw, 1e-2, 40, None, seed)
+    np.testing.assert_allclose(comparison.methods["constant"].losses[1], losses, rtol=1e-5)
+
+
+def test_summary_by_hand(comparison):
+    rows = evaluation.summarize(comparison)
+    means = [row.final_loss.mean for row in rows]
+    assert means == sorted(means)
+    constant = next(row for row in rows if row.method == "constant")
+    final = comparison.methods["constant"].final["loss"]
+    assert constant.num_rates == 1
+    assert constant.lowest_rate == constant.highest_rate == pytest.approx(1e-2)
+    assert constant.final_loss.mean == pytest.approx(final.mean())
+    # t(0.975, 2) = 4.303
+    half = 4.303 * final.std(ddof=1) / np.sqrt(3)
+    assert constant.final_loss.half_width == pytest.approx(half, rel=1e-3)
+    assert rows[0].versus_best == (0.0, 0.0)
+    assert rows[0].is_tied
+
+
+def test_a_diverged_run_counts_with_its_initial_loss():
+    result = optax_meta.compare("quadratic", ["constant"], steps=50, seeds=2, learning_rate=1e30)
+    row = evaluation.summarize(result)[0]
+    assert row.num_diverged == 2
+    np.testing.assert_allclose(row.loss_reduction.mean, 0.0)
+
+
+def test_own_tasks_and_controllers():
+    task = tasks.Task(
+        name="mine",
+        description="x²",
+        init=jax.random.normal,
+        sample=lambda key: key,
+        loss=lambda x, _: jnp.square(x),
+        evaluate=lambda x: {"loss": jnp.square(x)},
+    )
+    methods = {
+        "warm": optax_meta.warmup(5),
+        "mine": lambda steps, seed: optax_meta.reinforce(seed=seed, total_steps=steps),
+    }
+    result = optax_meta.compare(task, methods, steps=10, seeds=2, optimizer=optax.adamw)
+    assert set(result.methods) == {"warm", "mine"}
+    assert result.methods["mine"].action_labels
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_every_task_can_be_learned(name):
+    task = tasks.TASKS[name]()
+    params = task.init(jax.random.key(0))
+    result = optax_meta.compare(task, ["constant"], steps=60, seeds=2, learning_rate=1e-2)
+    row = evaluation.summarize(result)[0]
+    assert row.loss_reduction.mean > 20.0
+    assert task.loss(params, task.sample(jax.random.key(1))).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "nothing"}, "unknown task 'nothing': choose from digits"),
+        ({"methods": ["foo"]}, "unknown method 'foo': choose from constant"),
+        ({"methods": []}, "`methods` must be at least 1"),
+        ({"steps": 0}, "`steps` must be at least 1"),
+        ({"seeds": 1}, "`seeds` must be at least 2"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optax_meta.compare(**{"task": "quadratic", **arguments})
+
+
+def test_report_holds_everything(comparison, tmp_path):
+    page = reports.write_report(comparison, tmp_path / "new").read_text()
+    for name in cli.METHODS:
+        assert name in page
+    assert page.count("<img") == 4
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert [row["method"] for row in results["ranking"]] == [
+        row.method for row in evaluation.summarize(comparison)
+    ]
+    lines = (tmp_path / "new" / "records" / "reinforce.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 3 * 40
+    result = comparison.methods["reinforce"]
+    assert rows[0]["loss"] == pytest.approx(float(result.losses[0, 0]))
+    decided = [row for row in rows if row["decided"]]
+    assert len(decided) == 3 * 4
+    assert {"action_label", "probabilities", "observation", "reward"} <= decided[0].keys()
+
+
+def test_writing_again_replaces_the_records(comparison, tmp_path):
+    reports.write_report(comparison, tmp_path)
+    fewer = comparison._replace(methods={"constant": comparison.methods["constant"]})
+    reports.write_report(fewer, tmp_path)
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["constant.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "results.json", "records"}
+
+
+def test_a_failing_report_leaves_nothing_behind(comparison, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "_page", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reports.write_report(comparison, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_a_report_and_prints_a_table(tmp_path, capsys):
+    arguments = ["compare", "--task", "quadratic", "--steps", "20", "--seeds", "2"]
+    folder = tmp_path / "out"
+    assert cli.main([*arguments, "--methods", "constant,plateau", "--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "plateau" in printed
+    assert "report.html" in printed
+    assert (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "foo"], "unknown method 'foo': choose from constant"),
+        (["--task", "foo"], "invalid choice: 'foo'"),
+        (["--steps", "0"], "must be a whole number ≥ 1, got '0'"),
+        (["--seeds", "one"], "must be a whole number ≥ 2, got 'one'"),
+        (["--lr", "-1"], "must lie in (0, 10], got '-1'"),
+        (["--out", "/proc/nowhere"], "cannot write to `/proc/nowhere`"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(arguments, message, capsys):
+    assert cli.main(["compare", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("optax-meta: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_python_m_answers_before_jax_is_loaded():
+    code = "import sys; from optax_meta.cli import main; code = main(['compare', '--help'])"
+    check = f"{code}; assert code == 0; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "optax_meta", "--help"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "compare" in done.stdout
+    assert time.perf_counter() - start < 30

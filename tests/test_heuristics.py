@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import run_values
+
+import optax_meta
+from optax_meta import control_hyperparams
+
+TORCH = json.loads((Path(__file__).parent / "data" / "torch_plateau.json").read_text())
+
+
+def rates(controller, values, start=0.1, grads=None, interval=None):
+    tx = control_hyperparams(optax.sgd, controller, decision_interval=interval)(start)
+    return np.asarray(run_values(tx, values, grads)[0].hyperparams["learning_rate"])
+
+
+@pytest.mark.parametrize("case", TORCH["cases"], ids=lambda c: f"{c['sequence']}-{c['options']}")
+def test_plateau_decides_as_pytorch(case):
+    values = TORCH["sequences"][case["sequence"]]
+    got = rates(optax_meta.plateau(**case["options"]), values)
+    np.testing.assert_allclose(got, case["learning_rates"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_plateau_fires_on_a_constant_loss_of_any_sign(value):
+    got = rates(optax_meta.plateau(factor=0.5, patience=2), [value] * 5)
+    np.testing.assert_allclose(got, [0.1, 0.1, 0.1, 0.05, 0.05], rtol=1e-6)
+
+
+def test_plateau_sees_improvement_below_zero():
+    got = rates(optax_meta.plateau(patience=1), -np.arange(1.0, 20.0))
+    np.testing.assert_allclose(got, 0.1)
+
+
+def test_plateau_counts_non_finite_losses_as_no_improvement():
+    got = rates(optax_meta.plateau(factor=0.5, patience=1), [1.0, np.nan, -np.inf, 0.5])
+    np.testing.assert_allclose(got, [0.1, 0.1, 0.05, 0.05], rtol=1e-6)
+
+
+def test_plateau_with_an_interval_judges_means():
+    values = [3.0, *[1.0, 3.0] * 6]
+    got = rates(optax_meta.plateau(factor=0.5, patience=2), values, interval=2)
+    # Means 3, 2, 2, 2, 2: two tolerated, the third without improvement reduces.
+    np.testing.assert_allclose(got[::2], [0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05], rtol=1e-6)
+
+
+def test_warmup_rises_to_its_peak_and_stays():
+    got = rates(optax_meta.warmup(4), [1.0] * 6, start=2.0)
+    np.testing.assert_allclose(got, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
+def test_warmup_from_a_share_of_the_peak():
+    got = rates(optax_meta.warmup(2, init_scale=0.5), [1.0] * 3, start=1.0)
+    np.testing.assert_allclose(got, [0.75, 1.0, 1.0])
+
+
+def test_join_hands_over_at_the_boundary_and_restarts_the_count():
+    stages = [optax_meta.constant(), optax_meta.warmup(3)]
+    got = rates(optax_meta.join(stages, [2]), [1.0] * 6, start=0.3)
+    np.testing.assert_allclose(got, [0.3, 0.3, 0.1, 0.2, 0.3, 0.3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("interval", [1, 3, 7])
+def test_warmup_plateau_reaches_the_peak_with_any_interval(interval):
+    controller = optax_meta.warmup_plateau(10, factor=0.5, patience=1)
+    got = rates(controller, np.linspace(10, 1, 30), interval=interval)
+    np.testing.assert_allclose(got[-1], 0.1, rtol=1e-6)
+    assert np.all(np.diff(got) >= 0)
+
+
+def test_warmup_plateau_ignores_losses_of_the_warmup():
+    controller = optax_meta.warmup_plateau(5, factor=0.5, patience=2)
+    got = rates(controller, [0.1] * 5 + [1.0] * 5)
+    np.testing.assert_allclose(got, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_join_steers_what_any_stage_steers():
+    both = optax_meta.join([optax_meta.warmup(2), optax_meta.reinforce()], [5])
+    assert both.hyperparams == ("learning_rate", "weight_decay")
+    assert both.decision_interval == 1
+    rows, _, _ = run_values(control_hyperparams(optax.adamw, both)(0.1), [1.0] * 8)
+    assert np.unique(rows.hyperparams["weight_decay"][:5]).size == 1
+
+
+@pytest.mark.parametrize(("grads", "sign"), [([1.0] * 6, 1), ([1.0, -1.0] * 3, -1)])
+def test_hypergradient_follows_the_sign_of_the_alignment(grads, sign):
+    got = rates(optax_meta.hypergradient(step_size=0.1), [1.0] * 6, grads=grads)
+    np.testing.assert_allclose(got, 0.1 * np.exp(0.1 * sign * np.arange(6)), rtol=1e-5)
+
+
+def test_hypergradient_recovers_from_a_rate_far_too_low():
+    got = rates(optax_meta.hypergradient(step_size=0.5), [1.0] * 60, start=1e-7, grads=[1e-3] * 60)
+    np.testing.assert_allclose(got[-1], 10.0)
+
+
+def test_constant_needs_no_loss():
+    tx = control_hyperparams(optax.sgd, optax_meta.constant())(0.5)
+    updates, _ = tx.update(jnp.array(1.0), tx.init(jnp.array(1.0)))
+    assert updates == -0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optax_meta.plateau(factor=1.5), r"`factor` must lie in \(0, 1\), got 1.5"),
+        (lambda: optax_meta.plateau(factor=0.0), "`factor`"),
+        (lambda: optax_meta.plateau(patience=0), "`patience` must be at least 1, got 0"),
+        (lambda: optax_meta.plateau(cooldown=-1), "`cooldown` must not be negative"),
+        (lambda: optax_meta.plateau(threshold=-1.0), "must not be negative"),
+        (lambda: optax_meta.plateau(threshold_mode="x"), '"rel" or "abs"'),
+        (lambda: optax_meta.plateau(mode="x"), '"min" or "max"'),
+        (lambda: optax_meta.warmup(0), "`steps` must be at least 1"),
+        (lambda: optax_meta.warmup(5, init_scale=2.0), r"`init_scale` must lie in \[0, 1\]"),
+        (lambda: optax_meta.join([], []), "one fewer"),
+        (lambda: optax_meta.join([optax_meta.constant()], [3]), "one fewer"),
+        (lambda: optax_meta.join([optax_meta.constant()] * 3, [5, 5]), "must rise from above 0"),
+        (lambda: optax_meta.hypergradient(step_size=0.0), "`step_size` must be positive"),
+        (lambda: optax_meta.hypergradient(bounds=(1.0, 0.1)), "low < high"),
+        (lambda: optax_meta.hypergradient(bounds=(0.0, 0.1)), "`bounds` must be positive"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,244 @@
+"""REINFORCE inside the update, checked against a plain Python replay of its definition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import run_values
+from jax.flatten_util import ravel_pytree
+
+import optax_meta
+from optax_meta import control_hyperparams, policy_gradient, reinforce
+from optax_meta.controllers.online import extract_policy
+
+VALUES = np.array([2.0, 1.5, 1.7, 1.2, 1.1, 0.9, 1.3, 0.8, 0.7, 0.75, 0.6], np.float32)
+
+
+def run(values=VALUES, **options):
+    return cached_run(tuple(float(value) for value in values), tuple(options.items()))
+
+
+@functools.cache
+def cached_run(values, options):
+    options = dict(options)
+    options = {"decision_interval": 1, "start": "uniform", "train_every": 3, **options}
+    tx = control_hyperparams(optax.adamw, reinforce(**options))(1e-3)
+    return run_values(tx, values)
+
+
+def replay(rows, policy, options):
+    """Learn from the recorded decisions with optax.adam, step by step in Python."""
+    params, unravel = ravel_pytree(policy.params)
+    adam = optax.adam(options["policy_learning_rate"])
+    adam_state, baseline = adam.init(params), jnp.float32(0.0)
+    length = options["train_every"]
+    decision = rows.decision
+    for end in range(length, len(decision.action), length):
+        taken = slice(end - length, end)
+        reward = decision.reward[end - length + 1 : end + 1]
+        returns = policy_gradient.discounted_returns(reward, options["discount"])
+        adv = policy_gradient.advantages(returns, baseline)
+
+        def loss(flat, taken=taken, adv=adv):
+            observed = decision.observation[taken]
+            log_probs = jnp.stack([policy.log_probs(unravel(flat), s) for s in observed])
+            bonus = options["entropy_bonus"]
+            return policy_gradient.policy_loss(log_probs, decision.action[taken], adv, bonus)
+
+        gradient = policy_gradient.clip_by_norm(jax.grad(loss)(params), options["max_grad_norm"])
+        updates, adam_state = adam.update(gradient, adam_state)
+        params = optax.apply_updates(params, updates)
+        baseline = policy_gradient.moving_average_baseline(
+            baseline, returns, options["baseline_decay"]
+        )
+    return params, baseline
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train_every": 1},
+        {"train_every": 5, "discount": 0.5},
+        {"entropy_bonus": 0.5, "baseline_decay": 0.0},
+        {"max_grad_norm": 0.01},
+        {"policy_learning_rate": 0.0},
+    ],
+    ids=str,
+)
+def test_learning_equals_its_definition(changes):
+    options = {
+        "train_every": 3,
+        "discount": 0.99,
+        "baseline_decay": 0.9,
+        "entropy_bonus": 0.01,
+        "max_grad_norm": 1.0,
+        "policy_learning_rate": 1e-2,
+        **changes,
+    }
+    rows, state, _ = run(**options)
+    policy = optax_meta.init_policy(jax.random.key(0), start="uniform")
+    params, baseline = replay(rows, policy, options)
+    learned = state.controller_state
+    np.testing.assert_allclose(learned.policy_params, params, atol=2e-5)
+    np.testing.assert_allclose(learned.before[4], baseline, rtol=1e-5)
+    has_moved = not np.array_equal(learned.policy_params, ravel_pytree(policy.params)[0])
+    assert has_moved == (options["policy_learning_rate"] > 0)
+
+
+def test_rewards_are_the_classic_ones():
+    rows, _, _ = run(reward_scale=2.0)
+    expected = np.concatenate([[0.0], 2.0 * -np.diff(VALUES)])
+    np.testing.assert_allclose(rows.decision.reward, expected, atol=1e-6)
+
+
+def test_a_non_finite_loss_earns_the_worst_reward():
+    values = VALUES.copy()
+    values[4] = np.nan
+    rows, state, _ = run(values, reward=optax_meta.rewards.improvement(bound=3.0))
+    assert rows.decision.reward[4] == -3.0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def test_episode_is_cleared_after_learning():
+    length = 3
+    _, state, _ = run(VALUES[:length])
+    assert np.all(np.any(state.controller_state.episode != 0, axis=1))
+    _, state, _ = run(VALUES[: length + 1])
+    episode = state.controller_state.episode
+    assert np.any(episode[0] != 0)
+    np.testing.assert_array_equal(episode[1:], 0)
+
+
+def test_record_tells_what_was_decided():
+    rows, _, _ = run()
+    decision = rows.decision
+    chosen = np.take_along_axis(np.asarray(decision.probabilities), decision.action[:, None], 1)
+    np.testing.assert_allclose(np.exp(decision.log_prob), chosen[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(decision.probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    factor = np.asarray([0.5, 1.0, 2.0])[decision.action // 3]
+    before = np.concatenate([[1e-3], rows.hyperparams["learning_rate"][:-1]])
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], before * factor, rtol=1e-6)
+
+
+def test_same_seed_same_run_and_other_seed_another():
+    same, other = run(seed=3)[0], run(seed=4)[0]
+    np.testing.assert_array_equal(same.decision.action, run(seed=3)[0].decision.action)
+    assert np.any(same.decision.action != other.decision.action)
+
+
+def test_seeds_can_be_vmapped():
+    def seeded(seed):
+        controller = reinforce(seed=seed, decision_interval=1, start="uniform", train_every=3)
+        tx = control_hyperparams(optax.adamw, controller)(1e-3)
+        return run_values(tx, VALUES)[0].decision.action
+
+    actions = jax.vmap(seeded)(jnp.arange(3))
+    for seed in range(3):
+        np.testing.assert_array_equal(actions[seed], run(seed=seed)[0].decision.action)
+
+
+def test_a_fresh_policy_holds():
+    rows, _, _ = run(np.ones(200, np.float32), start="hold", policy_learning_rate=0.0)
+    share = np.mean(rows.decision.action == 4)
+    # 0.9 within four standard errors of 200 draws.
+    assert abs(share - 0.9) < 4 * np.sqrt(0.9 * 0.1 / 200)
+
+
+def test_uniform_start_draws_all_actions_alike():
+    rows, _, _ = run(np.ones(900, np.float32), policy_learning_rate=0.0)
+    counts = np.bincount(rows.decision.action, minlength=9)
+    # χ² with 8 degrees of freedom exceeds 26.1 once in 1000 draws.
+    assert np.sum((counts - 100) ** 2 / 100) < 26.1
+
+
+def test_it_learns_not_to_double_where_low_rates_pay():
+    """Reward is the negative log rate, bounded below: halving and holding end up alike."""
+
+    def reward(before, after):
+        del before
+        return -after.value
+
+    def step(carry, _):
+        params, state = carry
+        rate = optax_meta.hyperparams(state)["learning_rate"]
+        _, state = tx.update(jnp.array(0.0), state, params, value=jnp.log2(rate / 1e-3))
+        return (params, state), optax_meta.record(state).decision.probabilities
+
+    space = optax_meta.actions.learning_rate(bounds=(1e-3 / 2, 2e-3))
+    controller = reinforce(
+        action_space=space, start="uniform", reward=reward, decision_interval=1, discount=0.0
+    )
+    tx = control_hyperparams(optax.adamw, controller)(1e-3)
+    carry = (jnp.array(0.0), tx.init(jnp.array(0.0)))
+    _, probabilities = jax.lax.scan(step, carry, length=1000)
+    assert probabilities[0, 2] > 0.3
+    assert probabilities[-1, 2] < 0.1
+
+
+def test_a_given_policy_is_where_learning_starts():
+    policy = optax_meta.init_policy(jax.random.key(7), hidden_sizes=(4,))
+    tx = control_hyperparams(optax.adamw, reinforce(policy, decision_interval=1))(1e-3)
+    state = tx.init(jnp.array(1.0))
+    same = extract_policy(policy, state)
+    jax.tree.map(np.testing.assert_array_equal, same.params, policy.params)
+    _, state, _ = run_values(tx, VALUES)
+    learned = extract_policy(policy, state)
+    assert learned.network == policy.network
+    assert np.any(
+        learned.params["params"]["head"]["bias"] != policy.params["params"]["head"]["bias"]
+    )
+
+
+def test_learned_takes_the_most_probable_action():
+    policy = optax_meta.init_policy(jax.random.key(0), hold_probability=0.05)
+    head = {**policy.params["params"]["head"], "bias": jnp.arange(9.0)}
+    policy = policy._replace(params={"params": {**policy.params["params"], "head": head}})
+    controller = optax_meta.learned(policy, total_steps=4, decision_interval=1)
+    rows, _, _ = run_values(control_hyperparams(optax.adamw, controller)(1e-3), [1.0] * 4)
+    np.testing.assert_array_equal(rows.decision.action, 8)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], 1e-3 * 2.0 ** np.arange(1, 5))
+    np.testing.assert_allclose(rows.decision.observation[:, 7], [-1.0, -0.5, 0.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_every": 0}, "`train_every` must be at least 1, got 0"),
+        ({"discount": 1.1}, r"`discount` must lie in \[0, 1\]"),
+        ({"baseline_decay": 1.0}, r"`baseline_decay` must lie in \[0, 1\)"),
+        ({"entropy_bonus": -1.0}, "`entropy_bonus` must not be negative"),
+        ({"max_grad_norm": 0.0}, "`max_grad_norm` must be positive"),
+        ({"reward_scale": 0.0}, "`reward_scale` must be positive"),
+        ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must not be negative"),
+        ({"total_steps": 0}, "`total_steps` must be at least 1"),
+        ({"hidden_sizes": (0,)}, "`hidden_sizes` must be whole numbers ≥ 1"),
+        ({"start": "warm"}, '`start` must be "hold" or "uniform"'),
+        ({"hold_probability": 0.0}, r"`hold_probability` must lie in \(0, 1\)"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        reinforce(**options)
+
+
+def test_a_policy_excludes_what_describes_a_fresh_one():
+    policy = optax_meta.init_policy(jax.random.key(0))
+    with pytest.raises(ValueError, match="a `policy` brings its own hidden_sizes, start"):
+        reinforce(policy, hidden_sizes=(4,), start="hold")
+    with pytest.raises(ValueError, match="`total_steps` must be at least 1"):
+        optax_meta.learned(policy, total_steps=0)
+
+
+def test_extracting_from_a_state_without_a_policy():
+    policy = optax_meta.init_policy(jax.random.key(0))
+    state = optax.adam(1e-3).init(jnp.zeros(2))
+    with pytest.raises(ValueError, match="got none"):
+        extract_policy(policy, state)
+    small = reinforce(hidden_sizes=(4,))
+    state = control_hyperparams(optax.adamw, small)(1e-3).init(jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"expected a policy with \d+ parameters"):
+        extract_policy(policy, state)

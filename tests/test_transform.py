@@ -1,0 +1,272 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import run_values
+
+import optax_meta
+from optax_meta import Controller, control_hyperparams
+
+
+def recorder(**options):
+    """A controller that keeps the metrics of its latest decision."""
+
+    def init(hyperparams):
+        del hyperparams
+        return jnp.zeros(6)
+
+    def update(metrics, state, hyperparams):
+        del state
+        return hyperparams, jnp.stack(metrics[:6])
+
+    return Controller(init, update, **options)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        optax.sgd,
+        lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
+        optax.adam,
+        optax.adamw,
+        optax.lion,
+        optax.rmsprop,
+        optax.adafactor,
+        lambda learning_rate, clip=1.0: optax.chain(
+            optax.clip_by_global_norm(clip), optax.adam(learning_rate)
+        ),
+    ],
+)
+def test_any_factory_under_reinforce(factory):
+    controller = optax_meta.reinforce(
+        action_space=optax_meta.actions.learning_rate(), start="uniform", decision_interval=1
+    )
+    tx = control_hyperparams(factory, controller)(learning_rate=1e-2)
+    rows, _, params = run_values(tx, np.linspace(1.0, 0.5, 12))
+    assert jnp.isfinite(params)
+    assert np.unique(rows.hyperparams["learning_rate"]).size > 1
+
+
+@pytest.mark.parametrize("name", ["b1", "b2", "eps", "momentum", "clip"])
+def test_any_hyperparameter_is_steerable(name):
+    def factory(learning_rate, b1=0.9, b2=0.999, eps=1e-8, momentum=0.5, clip=1.0):
+        return optax.chain(
+            optax.clip_by_global_norm(clip),
+            optax.scale_by_adam(b1, b2, eps),
+            optax.trace(momentum),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    def half(metrics, state, hyperparams):
+        del metrics
+        return {name: 0.5 * hyperparams[name]}, state
+
+    halving = Controller(lambda hyperparams: (), half, hyperparams=(name,))
+    rows, _, params = run_values(control_hyperparams(factory, halving)(0.1), [1.0, 1.0])
+    values = rows.hyperparams[name]
+    np.testing.assert_allclose(values[1], 0.5 * values[0], rtol=1e-6)
+    default = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.5, "clip": 1.0}[name]
+    grads, twice = jnp.array(1.0), factory(0.1, **{name: 0.5 * default})
+    _, state = twice.update(grads, twice.init(grads))
+    assert list(rows.hyperparams) == [name]
+    assert jnp.isfinite(params)
+    del state
+
+
+def test_a_decision_holds_from_the_same_update_on():
+    def decide(metrics, state, hyperparams):
+        del hyperparams
+        return {"learning_rate": jnp.where(metrics.step >= 2, 0.5, 0.1)}, state
+
+    tx = control_hyperparams(optax.sgd, Controller(lambda hyperparams: (), decide))(0.1)
+    rows, _, params = run_values(tx, [1.0] * 4)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], [0.1, 0.1, 0.5, 0.5])
+    np.testing.assert_allclose(params, 1.0 - 0.1 - 0.1 - 0.5 - 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("interval", [1, 2, 5])
+def test_decisions_see_means_since_the_last_one(interval):
+    tx = control_hyperparams(optax.sgd, recorder(), decision_interval=interval)(0.0)
+    values = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0, 3.0, 5.0], np.float32)
+    rows, state, _ = run_values(tx, values, grads=-values)
+    last = (len(values) - 1) // interval * interval
+    window = values[last - interval + 1 : last + 1]
+    expected = [window.mean(), 0.0, window.mean(), 0.0, interval, 0.0]
+    np.testing.assert_allclose(state.controller_state, expected, rtol=1e-6)
+    due = np.arange(len(values)) % interval == 0
+    np.testing.assert_array_equal(rows.decided, due)
+
+
+def test_own_interval_of_the_controller_is_the_default():
+    tx = control_hyperparams(optax.sgd, recorder(decision_interval=3))(0.0)
+    rows, _, _ = run_values(tx, [1.0] * 6)
+    assert rows.decided.tolist() == [True, False, False, True, False, False]
+
+
+def test_cost_and_alignment_reach_the_controller():
+    tx = control_hyperparams(optax.sgd, recorder(needs_alignment=True))(0.1)
+    params = jnp.array([1.0, 0.0])
+    state = tx.init(params)
+    _, state = tx.update(jnp.array([1.0, 0.0]), state, params, value=1.0, cost=0.25)
+    _, state = tx.update(jnp.array([1.0, 1.0]), state, params, value=1.0, cost=0.5)
+    np.testing.assert_allclose(state.controller_state[1], 0.5)
+    np.testing.assert_allclose(state.controller_state[3], 1 / np.sqrt(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["value", "gradient", "cost"])
+def test_non_finite_steps_touch_nothing_and_are_counted(bad, where):
+    tx = control_hyperparams(optax.sgd, recorder(), decision_interval=4)(0.1)
+    params = jnp.array(1.0)
+    state = tx.init(params)
+    for step in range(5):
+        is_bad = step == 2
+        grad = jnp.array(bad if is_bad and where == "gradient" else 1.0)
+        value = bad if is_bad and where == "value" else 2.0
+        cost = bad if is_bad and where == "cost" else 3.0
+        updates, state = tx.update(grad, state, params, value=value, cost=cost)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.controller_state, [2.0, 3.0, 1.0, 0.0, 4.0, 1.0])
+    moved = 5 if where == "cost" else 4
+    np.testing.assert_allclose(params, 1.0 - 0.1 * moved, rtol=1e-6)
+    row = optax_meta.record(state)
+    assert row.num_nonfinite == 1
+    assert row.value == 2.0
+
+
+def test_window_without_a_finite_step_repeats_the_last_means():
+    tx = control_hyperparams(optax.sgd, recorder())(0.1)
+    _, state, _ = run_values(tx, [2.0, np.nan])
+    np.testing.assert_allclose(state.controller_state, [2.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+
+
+def test_huge_losses_do_not_overflow_the_mean():
+    tx = control_hyperparams(optax.sgd, recorder(), decision_interval=3)(0.1)
+    _, state, _ = run_values(tx, [0.0, 3e38, 3e38, 3e38])
+    np.testing.assert_allclose(state.controller_state[0], 3e38, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [np.nan, np.inf, 5.0, -5.0])
+def test_hyperparameters_never_leave_their_bounds(wanted):
+    def decide(metrics, state, hyperparams):
+        del metrics, hyperparams
+        return {"learning_rate": wanted}, state
+
+    bounds = {"learning_rate": (0.01, 1.0)}
+    tx = control_hyperparams(optax.sgd, Controller(lambda hyperparams: (), decide, bounds=bounds))
+    rows, _, _ = run_values(tx(0.1), [1.0])
+    expected = {5.0: 1.0, -5.0: 0.01}.get(wanted, 0.1)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], expected)
+
+
+def test_starting_values_may_be_arrays_or_traced():
+    def final_loss(rate):
+        tx = control_hyperparams(optax.sgd, optax_meta.plateau())(learning_rate=rate)
+        return run_values(tx, [1.0] * 3)[2]
+
+    rates = jnp.array([0.1, 0.2])
+    np.testing.assert_allclose(jax.vmap(final_loss)(rates), 1.0 - 3 * rates, rtol=1e-6)
+    np.testing.assert_allclose(final_loss(np.float64(0.1)), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(final_loss(rates[1]), 0.4, rtol=1e-6)
+
+
+def test_an_array_given_as_start_is_copied():
+    rate = jnp.array(0.1)
+    tx = control_hyperparams(optax.sgd, optax_meta.constant())(rate)
+    state = tx.init(jnp.array(1.0))
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 0, s), donate_argnums=0)(state)
+    assert not rate.is_deleted()
+
+
+def test_chained_and_nested_states_are_read():
+    tx = control_hyperparams(optax.adamw, optax_meta.plateau())(1e-3)
+    chained = optax.MultiSteps(optax.chain(optax.clip(1.0), tx), 2)
+    state = chained.init({"w": jnp.ones(2)})
+    np.testing.assert_allclose(optax_meta.hyperparams(state)["learning_rate"], 1e-3)
+
+
+def test_several_controllers_are_told_apart():
+    tx = optax.partition(
+        {
+            "a": control_hyperparams(optax.sgd, optax_meta.plateau())(0.1),
+            "b": control_hyperparams(optax.adamw, optax_meta.reinforce())(0.2),
+        },
+        {"x": "a", "y": "b"},
+    )
+    state = tx.init({"x": jnp.ones(2), "y": jnp.ones(3)})
+    names = {"a/learning_rate", "b/learning_rate", "b/weight_decay"}
+    assert set(optax_meta.hyperparams(state)) == names
+    with pytest.raises(ValueError, match=r"several controlled optimizers \(a, b\)"):
+        optax_meta.record(state)
+
+
+PARAMS = {"w": jnp.ones((2, 3))}
+PLATEAU = optax_meta.plateau()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: control_hyperparams(optax.adamw(1e-3), PLATEAU), "not the optimizer it returns"),
+        (lambda: control_hyperparams(optax.adamw, optax_meta.plateau), "Controller, .*: call it"),
+        (lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=0), "≥ 1, got 0"),
+        (lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=1.5), "≥ 1, got 1.5"),
+        (
+            lambda: control_hyperparams(optax.sgd, optax_meta.reinforce())(0.1),
+            (
+                "steers `weight_decay`, which `sgd` does not have; its hyperparameters are: "
+                "learning_rate"
+            ),
+        ),
+        (
+            lambda: control_hyperparams(optax.adamw, PLATEAU)(optax.constant_schedule(0.1)),
+            "must start from a number, got a schedule",
+        ),
+        (
+            lambda: control_hyperparams(optax.adamw, PLATEAU)(jnp.ones(2)),
+            "`learning_rate` is steered by the controller and must start from a number",
+        ),
+        (
+            lambda: control_hyperparams(optax.adamw, optax_meta.reinforce())(11.0),
+            r"must start within the controller's bounds \[1e-08, 10\], got 11.0",
+        ),
+        (
+            lambda: control_hyperparams(optax.adamw, PLATEAU)(float("nan")),
+            "must start within the controller's bounds",
+        ),
+    ],
+)
+def test_bad_factory_calls(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"needs the loss: call `tx.update\(grads, state, params, value=loss\)`"),
+        ({"value": jnp.ones(3)}, r"`value` must be a real scalar, got float32\[3\]: pass a mean"),
+        ({"value": 1j}, "`value` must be a real scalar"),
+        ({"value": 1.0, "cost": jnp.ones(1)}, r"`cost` must be a real scalar, got float32\[1\]"),
+    ],
+)
+def test_bad_values(arguments, message):
+    tx = control_hyperparams(optax.adamw, PLATEAU)(1e-3)
+    with pytest.raises(ValueError, match=message):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, **arguments)
+
+
+def test_gradients_that_do_not_fit_the_parameters():
+    tx = control_hyperparams(optax.adamw, PLATEAU)(1e-3)
+    message = r"the gradient of `w` has shape \(3,\), its parameter \(2, 3\)"
+    with pytest.raises(ValueError, match=message):
+        tx.update({"w": jnp.ones(3)}, tx.init(PARAMS), PARAMS, value=1.0)
+
+
+def test_a_state_from_elsewhere():
+    tx = control_hyperparams(optax.adamw, PLATEAU)(1e-3)
+    with pytest.raises(ValueError, match="`state` must come from this transformation's `init`"):
+        tx.update(PARAMS, optax.adamw(1e-3).init(PARAMS), PARAMS, value=1.0)
+    with pytest.raises(ValueError, match="no controlled optimizer in this state"):
+        optax_meta.hyperparams(optax.adamw(1e-3).init(PARAMS))
