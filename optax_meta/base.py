@@ -45,7 +45,8 @@ class Controller(NamedTuple):
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
         needs_value: whether `update` must be given the loss.
-        needs_alignment: whether to measure the cosine of gradient and last update.
+        needs_alignment: whether to measure the cosine of gradient and last move, from a strided
+            sample of the parameters; `update` must then be given these.
 
     Example:
         >>> def halve(metrics, state, hyperparams):

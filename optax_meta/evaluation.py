@@ -209,7 +209,7 @@ def compare(
         seeds=seeds,
         methods=results,
         bare_seconds=bare,
-        versions=_versions(),
+        versions=library_versions(),
     )
 
 
@@ -362,7 +362,8 @@ def _summary(
     )
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries and the kind of device, by name."""
     libraries = ("optax-meta", "jax", "optax", "flax")
     device = jax.devices()[0]
     return {**{name: version(name) for name in libraries}, "device": device.device_kind}

@@ -21,8 +21,8 @@ class Metrics(NamedTuple):
         value: mean loss, float32[].
         cost: mean cost in the user's unit, float32[]; 0 where none is passed.
         grad_norm: mean global L2 norm of the gradients, float32[].
-        alignment: mean cosine of the negative gradient and the last update, float32[] in [-1, 1];
-            positive while the last update still points downhill. 0 unless the controller asks.
+        alignment: mean cosine of the negative gradient and the parameters' last move, float32[] in
+            [-1, 1]; positive while that move still points downhill. 0 unless the controller asks.
         num_steps: length of the window in steps, this one included, float32[].
         num_nonfinite: how many of these steps were not finite, float32[].
         step: index of this step, from 0, int32[].

@@ -97,9 +97,9 @@ def timeline(
         ax.plot(steps[changed], first[changed], "o", color=color, markersize=4)
     if values.min() > 0 and values.max() / values.min() > 3:
         ax.set_yscale("log")
-    else:
+    elif ax.get_yscale() == "linear":
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useOffset=False)
-    if values.min() == values.max() != 0.0:
+    if ax.get_yscale() == "linear" and values.min() == values.max() != 0.0:
         ax.set_ylim(*sorted((0.5 * values.min(), 1.5 * values.max())))
     ax.set(xlabel="step", ylabel=hyperparam.replace("_", " "))
     return ax

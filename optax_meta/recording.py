@@ -88,7 +88,7 @@ class Record(NamedTuple):
         value: latest finite loss, float32[]; likewise the next three.
         cost: latest finite cost, float32[].
         grad_norm: latest finite gradient norm, float32[].
-        alignment: latest cosine of negative gradient and last update, float32[]; 0 if not measured.
+        alignment: latest cosine of negative gradient and last move, float32[]; 0 if not measured.
         hyperparams: values that this update used, float32[] by name.
         decided: whether the controller decided in this update, bool[].
         num_nonfinite: steps so far whose loss, cost or gradient was not finite, int32[].

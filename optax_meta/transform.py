@@ -26,15 +26,15 @@ class ControlState(NamedTuple):
     Attributes:
         statistics: `metrics.Statistics`, packed, float32[11].
         controller_state: what the controller carries.
-        last_update: strided sample of the last update, float32[k], for a controller that asks for
-            alignment; else an empty tuple.
+        last_params: strided sample of the parameters one step ago, float32[k], for a controller
+            that asks for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
     """
 
     statistics: jax.Array
     controller_state: Any
-    last_update: Any
+    last_params: Any
     inner_state: Any
 
     @property
@@ -276,11 +276,10 @@ def _init(
     is_double = any(jnp.finfo(d).bits == 64 for d in dtypes if jnp.issubdtype(d, jnp.inexact))
     dtype = jnp.float64 if is_double else jnp.float32
     fresh = {name: jnp.array(value, dtype, copy=True) for name, value in start.items()}
-    has_sample = controller.needs_alignment
     return ControlState(
         statistics=Statistics.empty().pack(),
         controller_state=controller.init(fresh),
-        last_update=jnp.zeros_like(metrics_lib.sample(params)) if has_sample else (),
+        last_params=jnp.array(metrics_lib.sample(params), copy=True) if controller.needs_alignment else (),
         inner_state=_inject(build, fresh).init(params),
     )
 
@@ -301,7 +300,7 @@ def _update(
             "state restored from a checkpoint needs `init`'s as its target"
         )
     _check_shapes(updates, params)
-    measured = _measure(controller, axis_name, updates, state, extra_args)
+    measured, last_params = _measure(controller, axis_name, updates, state, params, extra_args)
     statistics = metrics_lib.accumulate(Statistics.unpack(state.statistics), measured)
     is_healthy = jnp.isfinite(measured[0]) & jnp.isfinite(measured[2])
     if extra_args.get("value") is not None:
@@ -315,8 +314,7 @@ def _update(
         params,
         **extra_args,
     )
-    last_update = metrics_lib.sample(updates) if controller.needs_alignment else ()
-    return updates, ControlState(statistics.pack(), controller_state, last_update, inner_state)
+    return updates, ControlState(statistics.pack(), controller_state, last_params, inner_state)
 
 
 def _measure(
@@ -324,19 +322,42 @@ def _measure(
     axis_name: str | None,
     updates: optax.Updates,
     state: ControlState,
+    params: optax.Params | None,
     extra_args: Mapping[str, Any],
-) -> jax.Array:
-    """Return value, cost, gradient norm and alignment, float32[4]."""
+) -> tuple[jax.Array, Any]:
+    """Return value, cost, gradient norm and alignment, float32[4], and the parameters' sample."""
     if controller.needs_value and extra_args.get("value") is None:
         raise ValueError(
             "the controller needs the loss: call `tx.update(grads, state, params, value=loss)`"
         )
-    alignment = jnp.float32(0.0)
+    if controller.needs_alignment and params is None:
+        raise ValueError(
+            "the controller needs the parameters: call `tx.update(grads, state, params)`"
+        )
+    grad_norm = metrics_lib.global_norm(updates)
+    alignment, last_params = jnp.float32(0.0), ()
     if controller.needs_alignment:
-        alignment = -metrics_lib.cosine(metrics_lib.sample(updates), state.last_update)
+        alignment, last_params = _align(updates, params, state.last_params, jnp.isfinite(grad_norm))
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
-    measured = jnp.stack([value, cost, metrics_lib.global_norm(updates), alignment])
-    return measured if axis_name is None else jax.lax.pmean(measured, axis_name)
+    measured = jnp.stack([value, cost, grad_norm, alignment])
+    measured = measured if axis_name is None else jax.lax.pmean(measured, axis_name)
+    return measured, last_params
+
+
+def _align(
+    updates: optax.Updates, params: Any, last_params: jax.Array, is_finite: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the cosine of negative gradient and last move, and the parameters' new sample.
+
+    Under `lax.cond`, which XLA cannot reorder: else it copies all donated parameters, since the
+    sample could be read after they were overwritten.
+    """
+
+    def measure() -> tuple[jax.Array, jax.Array]:
+        sampled = metrics_lib.sample(params)
+        return -metrics_lib.cosine(metrics_lib.sample(updates), sampled - last_params), sampled
+
+    return jax.lax.cond(is_finite, measure, lambda: (jnp.float32(0.0), last_params))
 
 
 def _decide(

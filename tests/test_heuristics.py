@@ -93,8 +93,15 @@ def test_hypergradient_follows_the_sign_of_the_alignment(grads, sign):
 
 
 def test_hypergradient_recovers_from_a_rate_far_too_low():
-    got = rates(optax_meta.hypergradient(step_size=0.5), [1.0] * 60, start=1e-7, grads=[1e-3] * 60)
+    got = rates(optax_meta.hypergradient(step_size=0.5), [1.0] * 40, start=1e-6)
     np.testing.assert_allclose(got[-1], 10.0)
+
+
+def test_hypergradient_needs_the_parameters():
+    tx = control_hyperparams(optax.sgd, optax_meta.hypergradient())(0.1)
+    state = tx.init(jnp.array(1.0))
+    with pytest.raises(ValueError, match="the controller needs the parameters"):
+        tx.update(jnp.array(1.0), state)
 
 
 def test_constant_needs_no_loss():

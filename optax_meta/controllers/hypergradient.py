@@ -15,12 +15,13 @@ def hypergradient(
     bounds: Bounds = (1e-8, 10.0),
     hyperparam: str = "learning_rate",
 ) -> Controller:
-    """Move the log learning rate with the cosine of the gradient and the last update.
+    """Move the log learning rate with the cosine of the gradient and the last move.
 
-    log η ← log η + step_size·cos(-gₜ, uₜ₋₁): while the last update still points downhill the step
-    was too short; once the gradient has turned against it, too long. The cosine in place of the
-    product makes the rule independent of the scales of loss and parameters. It is measured on a
-    strided sample of coordinates.
+    log η ← log η + step_size·cos(-gₜ, θₜ - θₜ₋₁): while the last move of the parameters still
+    points downhill the step was too short; once the gradient has turned against it, too long. The
+    cosine in place of the product makes the rule independent of the scales of loss and parameters.
+    It is measured on a strided sample of coordinates, of the move as applied: a rate so low that no
+    parameter changes in its precision gives 0 and stays.
 
     Args:
         step_size: largest change of log η in one decision, in nats, > 0.
@@ -28,7 +29,7 @@ def hypergradient(
         hyperparam: name of the hyperparameter to steer.
 
     Returns:
-        A `Controller` that decides at every step. Needs no loss.
+        A `Controller` that decides at every step. Needs `params=`, but no loss.
 
     Raises:
         ValueError: `step_size` is not positive or the bounds are crossed or not positive.

@@ -1,0 +1,217 @@
+"""What does a controller cost, beside plain AdamW and Optax's own adaptive methods?
+
+XLA bytes accessed per parameter and step, state leaves, extra state bytes, compile time, and the
+time of a step at 1e3, 1e5 and 1e7 parameters as ratio to plain AdamW, median of interleaved
+repeats in this process. Writes `overhead.json` beside this script and prints the table.
+
+    python benchmarks/overhead.py            # all sizes, about 6 minutes
+    python benchmarks/overhead.py --quick    # without 1e7
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_meta
+from optax_meta.evaluation import library_versions
+
+Transformation = optax.GradientTransformation
+HERE = Path(__file__).parent
+RATE, DECAY = 1e-3, 1e-4
+
+
+def controlled(controller: optax_meta.Controller) -> Callable[[], Transformation]:
+    """Return AdamW under a controller."""
+    factory = optax_meta.control_hyperparams(optax.adamw, controller)
+    return lambda: factory(learning_rate=RATE, weight_decay=DECAY)
+
+
+PEERS: dict[str, Callable[[], Transformation]] = {
+    "adamw": lambda: optax.adamw(RATE, weight_decay=DECAY),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(RATE, weight_decay=DECAY),
+    "reduce_on_plateau": lambda: optax.chain(
+        optax.adamw(RATE, weight_decay=DECAY), optax.contrib.reduce_on_plateau()
+    ),
+    "reduce_on_plateau + inject": lambda: optax.chain(
+        optax.inject_hyperparams(optax.adamw)(RATE, weight_decay=DECAY),
+        optax.contrib.reduce_on_plateau(),
+    ),
+    "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(RATE, weight_decay=DECAY),
+    "prodigy": lambda: optax.contrib.prodigy(1.0, weight_decay=DECAY),
+    "dadapt_adamw": lambda: optax.contrib.dadapt_adamw(1.0, weight_decay=DECAY),
+    "mechanize(adamw)": lambda: optax.contrib.mechanize(optax.adamw(RATE, weight_decay=DECAY)),
+    "apply_if_finite(adamw)": lambda: optax.apply_if_finite(
+        optax.adamw(RATE, weight_decay=DECAY), 5
+    ),
+}
+OURS: dict[str, Callable[[], Transformation]] = {
+    "constant": controlled(optax_meta.constant()),
+    "plateau": controlled(optax_meta.plateau()),
+    "warmup_plateau": controlled(optax_meta.warmup_plateau(100)),
+    "hypergradient": controlled(optax_meta.hypergradient()),
+    "learned": controlled(optax_meta.learned(optax_meta.init_policy(jax.random.key(0)))),
+    "reinforce": controlled(optax_meta.reinforce()),
+}
+METHODS = PEERS | OURS
+
+
+def make_update(tx: Transformation) -> Callable[..., Any]:
+    """Return the optimizer's part of a step; donated and returned in the order that XLA aliases."""
+    wrapped = optax.with_extra_args_support(tx)
+
+    def update(params: Any, state: Any, grads: Any, value: jax.Array) -> tuple[Any, Any]:
+        updates, state = wrapped.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state
+
+    return update
+
+
+def bytes_per_param(tx: Transformation, size: int = 10**6) -> float:
+    """Return XLA's count of bytes accessed by one update, over the number of parameters."""
+    params = jax.ShapeDtypeStruct((size,), jnp.float32)
+    state = jax.eval_shape(tx.init, params)
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    lowered = jax.jit(make_update(tx), donate_argnums=(0, 1)).lower(params, state, params, value)
+    cost: Any = lowered.compile().cost_analysis()
+    return cost["bytes accessed"] / size
+
+
+def state_size(tx: Transformation, size: int = 10**6) -> tuple[int, int]:
+    """Return the number of leaves of the state and its bytes for `size` parameters."""
+    params = jax.ShapeDtypeStruct((size,), jnp.float32)
+    leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
+    return len(leaves), sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def step_times(size: int, repeats: int) -> dict[str, list[float]]:
+    """Time blocks of updates, methods alternating; return seconds a step for each repeat."""
+    params = jnp.full((size,), 0.1)
+    grads = jax.random.normal(jax.random.key(0), (size,))
+    value = jnp.float32(1.0)
+    runs = {}
+    for name, make in METHODS.items():
+        tx = make()
+        update = jax.jit(make_update(tx), donate_argnums=(0, 1))
+        runs[name] = (update, (params + 0, tx.init(params)))
+    block = max(3, min(200, 10**6 // size))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(-1, repeats):
+        for name, (update, carry) in runs.items():
+            start = time.perf_counter()
+            for _ in range(block):
+                carry = update(*carry, grads, value)
+            jax.block_until_ready(carry)
+            runs[name] = (update, carry)
+            if repeat >= 0:  # the first block compiles
+                times[name].append((time.perf_counter() - start) / block)
+    return times
+
+
+class Transformer(nn.Module):
+    """Four blocks of attention and MLP: an ordinary model, as far as compiling goes."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Return logits, float32[batch, time, 64]."""
+        x = nn.Embed(64, 64)(tokens)
+        for _ in range(4):
+            x += nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
+            x += nn.Dense(64)(nn.gelu(nn.Dense(256)(nn.LayerNorm()(x))))
+        return nn.Dense(64)(x)
+
+
+def compile_seconds(tx: Transformation) -> float:
+    """Trace, lower and compile a training step of a small transformer."""
+    model, tokens = Transformer(), jnp.zeros((8, 32), jnp.int32)
+    params = model.init(jax.random.key(0), tokens)
+    update = make_update(tx)
+
+    def loss(params: Any) -> jax.Array:
+        logits = jnp.asarray(model.apply(params, tokens))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens).mean()
+
+    def step(params: Any, state: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params)
+        return update(params, state, grads, value)
+
+    state = tx.init(params)
+    start = time.perf_counter()
+    jax.jit(step).lower(params, state).compile()
+    return time.perf_counter() - start
+
+
+def import_seconds() -> dict[str, float]:
+    """Time importing the package after jax, optax and flax, in fresh processes; the best of five."""
+    code = (
+        "import time, jax, optax, flax, flax.linen; start = time.perf_counter(); import optax_meta; "
+        "{}; print(time.perf_counter() - start)"
+    )
+    uses = {"import": "None", "and use every name": "[getattr(optax_meta, n) for n in dir(optax_meta)]"}
+    return {
+        label: min(
+            float(subprocess.check_output([sys.executable, "-c", code.format(use)]))  # noqa: S603
+            for _ in range(5)
+        )
+        for label, use in uses.items()
+    }
+
+
+def measure(sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Measure everything."""
+    rows: dict[str, dict[str, Any]] = {}
+    lean = state_size(METHODS["adamw"]())
+    for name, make in METHODS.items():
+        leaves, size = state_size(make())
+        rows[name] = {
+            "bytes_per_param": bytes_per_param(make()),
+            "state_leaves": leaves,
+            "extra_state_bytes": size - lean[1],
+        }
+    compiled: dict[str, list[float]] = {name: [] for name in METHODS}
+    for _ in range(3):
+        for name, make in METHODS.items():
+            compiled[name].append(compile_seconds(make()))
+    for name in METHODS:
+        rows[name]["compile_ratio"] = float(np.median(np.divide(compiled[name], compiled["adamw"])))
+    for size in sizes:
+        times = step_times(size, repeats=15 if size > 10**6 else 40)
+        for name in METHODS:
+            ratios = np.divide(times[name], times["adamw"])
+            rows[name][f"step_ratio_{size:.0e}"] = float(np.median(ratios))
+            rows[name][f"step_microseconds_{size:.0e}"] = 1e6 * float(np.median(times[name]))
+    return {"versions": library_versions(), "import_seconds": import_seconds(), "rows": rows}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    first = next(iter(results["rows"].values()))
+    columns = [name for name in first if not name.startswith("step_microseconds")]
+    lines = [
+        f"| {' | '.join(['method', *(c.replace('_', ' ') for c in columns)])} |",
+        "|" + "---|" * (len(columns) + 1),
+    ]
+    for name, row in results["rows"].items():
+        cells = [f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in columns]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="without 1e7 parameters")
+    sizes = (10**3, 10**5) if parser.parse_args().quick else (10**3, 10**5, 10**7)
+    results = measure(sizes)
+    (HERE / "overhead.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    print(f"\nimport optax_meta after jax, optax and flax: {results['import_seconds']}")
