@@ -157,7 +157,10 @@ def import_seconds() -> dict[str, float]:
         "import time, jax, optax, flax, flax.linen; start = time.perf_counter(); import optax_meta; "
         "{}; print(time.perf_counter() - start)"
     )
-    uses = {"import": "None", "and use every name": "[getattr(optax_meta, n) for n in dir(optax_meta)]"}
+    uses = {
+        "import": "None",
+        "and use every name": "[getattr(optax_meta, n) for n in dir(optax_meta)]",
+    }
     return {
         label: min(
             float(subprocess.check_output([sys.executable, "-c", code.format(use)]))  # noqa: S603

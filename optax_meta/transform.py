@@ -279,7 +279,9 @@ def _init(
     return ControlState(
         statistics=Statistics.empty().pack(),
         controller_state=controller.init(fresh),
-        last_params=jnp.array(metrics_lib.sample(params), copy=True) if controller.needs_alignment else (),
+        last_params=jnp.array(metrics_lib.sample(params), copy=True)
+        if controller.needs_alignment
+        else (),
         inner_state=_inject(build, fresh).init(params),
     )
 

@@ -30,7 +30,7 @@ def test_no_buffer_of_the_parameters_size(name):
     _, small = overhead.state_size(overhead.METHODS[name](), 10**6)
     _, large = overhead.state_size(overhead.METHODS[name](), 2 * 10**6)
     # AdamW's two moments, and nothing else, grow with the model.
-    assert large - small == 2 * 4 * 10**6
+    assert abs(large - small - 2 * 4 * 10**6) < 2**15
 
 
 @pytest.mark.parametrize("name", overhead.OURS)

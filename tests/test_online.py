@@ -61,10 +61,8 @@ def replay(rows, policy, options):
     "changes",
     [
         {},
-        {"train_every": 1},
-        {"train_every": 5, "discount": 0.5},
-        {"entropy_bonus": 0.5, "baseline_decay": 0.0},
-        {"max_grad_norm": 0.01},
+        {"train_every": 5, "discount": 0.5, "entropy_bonus": 0.5, "baseline_decay": 0.0},
+        {"train_every": 1, "max_grad_norm": 0.01},
         {"policy_learning_rate": 0.0},
     ],
     ids=str,
@@ -105,9 +103,13 @@ def test_a_non_finite_loss_earns_the_worst_reward():
 
 def test_episode_is_cleared_after_learning():
     length = 3
-    _, state, _ = run(VALUES[:length])
+    tx = control_hyperparams(optax.adamw, reinforce(decision_interval=1, train_every=length))(1e-3)
+    update = jax.jit(lambda state, value: tx.update(jnp.array(1.0), state, 1.0, value=value)[1])
+    state = tx.init(jnp.array(1.0))
+    for value in VALUES[:length]:
+        state = update(state, value)
     assert np.all(np.any(state.controller_state.episode != 0, axis=1))
-    _, state, _ = run(VALUES[: length + 1])
+    state = update(state, VALUES[length])
     episode = state.controller_state.episode
     assert np.any(episode[0] != 0)
     np.testing.assert_array_equal(episode[1:], 0)

@@ -26,7 +26,7 @@ def recorder(**options):
 @pytest.mark.parametrize(
     "factory",
     [
-        optax.sgd,
+        pytest.param(optax.sgd, id="sgd"),
         lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
         optax.adam,
         optax.adamw,
@@ -38,7 +38,24 @@ def recorder(**options):
         ),
     ],
 )
-def test_any_factory_under_reinforce(factory):
+def test_any_factory_works_and_its_rate_is_steered(factory):
+    def halve(metrics, state, hyperparams):
+        del metrics
+        return {"learning_rate": 0.5 * hyperparams["learning_rate"]}, state
+
+    halving = Controller(lambda hyperparams: (), halve)
+    rows, _, params = run_values(control_hyperparams(factory, halving)(0.8), [1.0] * 3)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], [0.4, 0.2, 0.1])
+    scheduled = factory(lambda step: 0.4 * 0.5**step)
+    expected, state = jnp.array(1.0), scheduled.init(jnp.array(1.0))
+    for _ in range(3):
+        updates, state = scheduled.update(jnp.array(1.0), state, expected)
+        expected = optax.apply_updates(expected, updates)
+    np.testing.assert_allclose(params, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factory", [optax.sgd, optax.adafactor])
+def test_reinforce_on_optimizers_without_weight_decay(factory):
     controller = optax_meta.reinforce(
         action_space=optax_meta.actions.learning_rate(), start="uniform", decision_interval=1
     )

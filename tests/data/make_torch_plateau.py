@@ -46,10 +46,15 @@ def run(values, options):
     return rates
 
 
+def renamed(options):
+    """Return the options under our names."""
+    return {("min_value" if k == "min_lr" else k): v for k, v in options.items()}
+
+
 cases = [
     {
         "sequence": name,
-        "options": {("min_value" if k == "min_lr" else k): v for k, v in options.items()},
+        "options": renamed(options),
         "learning_rates": run(values, options),
     }
     for name, values in SEQUENCES.items()
@@ -57,5 +62,10 @@ cases = [
 ]
 sequences = {n: [float(f"{np.float32(v):.9g}") for v in s] for n, s in SEQUENCES.items()}
 source = f"torch {torch.__version__}, ReduceLROnPlateau, lr=0.1"
-data = {"source": source, "sequences": sequences, "cases": cases}
+data = {
+    "source": source,
+    "options": [renamed(options) for options in OPTIONS],
+    "sequences": sequences,
+    "cases": cases,
+}
 Path(__file__).with_name("torch_plateau.json").write_text(json.dumps(data))
