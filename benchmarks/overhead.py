@@ -108,11 +108,12 @@ def step_times(size: int, repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(-1, repeats):
         for name, (update, carry) in runs.items():
+            params, state = carry
             start = time.perf_counter()
             for _ in range(block):
-                carry = update(*carry, grads, value)
-            jax.block_until_ready(carry)
-            runs[name] = (update, carry)
+                params, state = update(params, state, grads, value)
+            jax.block_until_ready((params, state))
+            runs[name] = (update, (params, state))
             if repeat >= 0:  # the first block compiles
                 times[name].append((time.perf_counter() - start) / block)
     return times
@@ -152,10 +153,10 @@ def compile_seconds(tx: Transformation) -> float:
 
 
 def import_seconds() -> dict[str, float]:
-    """Time importing the package after jax, optax and flax, in fresh processes; the best of five."""
+    """Time importing the package after jax, optax and flax; the best of five fresh processes."""
     code = (
-        "import time, jax, optax, flax, flax.linen; start = time.perf_counter(); import optax_meta; "
-        "{}; print(time.perf_counter() - start)"
+        "import time, jax, optax, flax, flax.linen; start = time.perf_counter(); "
+        "import optax_meta; {}; print(time.perf_counter() - start)"
     )
     uses = {
         "import": "None",

@@ -2,9 +2,10 @@
 
 A small Flax MLP on scikit-learn's digits is trained for 15 steps by AdamW from a learning rate of
 1e-3, while the cost of a step falls from 0.5 to 0.22. The RL meta-optimizer decides at every step,
-with the classic uniform start and with the default one; plateau and warm-up + plateau are its rivals. The demonstration is
-known by the figures of a single run: loss -9.1 % with 11 distinct rates for RL, -8.3 % for plateau,
--8.7 % for warm-up + plateau. Here it runs over many seeds, with intervals and with `constant`.
+with the classic uniform start and with the default one; plateau and warm-up + plateau are its
+rivals. The demonstration is known by the figures of a single run: loss -9.1 % with 11 distinct
+rates for RL, -8.3 % for plateau, -8.7 % for warm-up + plateau. Here it runs over many seeds, with
+intervals and with `constant`.
 
     python examples/fifteen_steps.py --seeds 100
 """
@@ -71,7 +72,8 @@ def main(seeds: int = 100) -> None:
         print(
             f"| {name} | {change.mean:.1f} ± {change.half_width:.1f} "
             f"({changes.min():.1f} … {changes.max():.1f}) "
-            f"| {np.median(changes):.1f} | {np.mean(distinct):.1f} ({min(distinct)} … {max(distinct)}) "
+            f"| {np.median(changes):.1f} "
+            f"| {np.mean(distinct):.1f} ({min(distinct)} … {max(distinct)}) "
             f"| {rates.min():.2g} … {rates.max():.2g} |"
         )
 

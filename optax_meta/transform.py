@@ -276,12 +276,13 @@ def _init(
     is_double = any(jnp.finfo(d).bits == 64 for d in dtypes if jnp.issubdtype(d, jnp.inexact))
     dtype = jnp.float64 if is_double else jnp.float32
     fresh = {name: jnp.array(value, dtype, copy=True) for name, value in start.items()}
+    last_params: Any = ()
+    if controller.needs_alignment:
+        last_params = jnp.array(metrics_lib.sample(params), copy=True)
     return ControlState(
         statistics=Statistics.empty().pack(),
         controller_state=controller.init(fresh),
-        last_params=jnp.array(metrics_lib.sample(params), copy=True)
-        if controller.needs_alignment
-        else (),
+        last_params=last_params,
         inner_state=_inject(build, fresh).init(params),
     )
 
