@@ -11,7 +11,6 @@ TASKS = ("digits", "digits-conv", "quadratic")
 METHODS = ("constant", "plateau", "warmup-plateau", "hypergradient", "reinforce", "random-walk")
 
 _NARROW = (
-    "rank",
     "method",
     "final loss",
     "loss reduction %",
@@ -148,7 +147,7 @@ def _print_table(console: Any, comparison: Any, table: Any) -> None:
     shown = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in table.columns:
         justify = "left" if column == "method" else "right"
-        shown.add_column(column, justify=justify)
+        shown.add_column(column, justify=justify, no_wrap=column in ("method", "final loss"))
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)
