@@ -77,8 +77,10 @@ def result_table(comparison: Comparison) -> Table:
 def check_folder(folder: str | os.PathLike[str]) -> Path:
     """Make sure that a report can be written there, before anything is run.
 
+    Leaves nothing behind: a folder that did not exist still does not.
+
     Args:
-        folder: created where it does not exist.
+        folder: where a report shall go.
 
     Returns:
         The folder.
@@ -92,10 +94,13 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
         ValueError: cannot write to `/proc/nowhere`: ...
     """
     folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for path in missing:
+            path.rmdir()
     except OSError as error:
         raise ValueError(f"cannot write to `{folder}`: {error.strerror}") from error
     return folder
@@ -125,6 +130,7 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
         'report.html'
     """
     folder = check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
         new = Path(temporary)
         (new / "records").mkdir()

@@ -154,6 +154,16 @@ def test_the_command_writes_a_report_and_prints_a_table(tmp_path, capsys):
     assert (folder / "report.html").exists()
 
 
+def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "compare", interrupt)
+    assert cli.main(["compare", "--out", str(tmp_path / "a" / "b")]) == 130
+    assert capsys.readouterr().err == "optax-meta: stopped; nothing was written\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
