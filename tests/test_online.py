@@ -209,7 +209,10 @@ def test_learned_takes_the_most_probable_action():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train_every": 0}, "`train_every` must be at least 1, got 0"),
+        ({"train_every": 0}, "`train_every` must be a whole number ≥ 1, got 0"),
+        ({"train_every": 2.5}, "`train_every` must be a whole number ≥ 1, got 2.5"),
+        ({"seed": -1}, r"`seed` must be an integer in \[0, 2³²\), got -1"),
+        ({"seed": 0.5}, "`seed` must be an integer"),
         ({"discount": 1.1}, r"`discount` must lie in \[0, 1\]"),
         ({"baseline_decay": 1.0}, r"`baseline_decay` must lie in \[0, 1\)"),
         ({"entropy_bonus": -1.0}, "`entropy_bonus` must not be negative"),

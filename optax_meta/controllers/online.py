@@ -127,7 +127,8 @@ def reinforce(
     if policy is not None and fresh:
         raise ValueError(f"a `policy` brings its own {', '.join(fresh)}: pass one or the other")
     _check(
-        ("train_every", train_every >= 1, "be at least 1", train_every),
+        ("train_every", _is_whole(train_every, 1), "be a whole number ≥ 1", train_every),
+        ("seed", _is_seed(seed), "be an integer in [0, 2³²)", seed),
         ("discount", 0.0 <= discount <= 1.0, "lie in [0, 1]", discount),
         ("baseline_decay", 0.0 <= baseline_decay < 1.0, "lie in [0, 1)", baseline_decay),
         ("entropy_bonus", entropy_bonus >= 0.0, "not be negative", entropy_bonus),
@@ -188,6 +189,18 @@ def extract_policy(policy: Policy, controller_state: Any) -> Policy:
         size = "none" if learned is None else f"one of shape {learned.shape}"
         raise ValueError(f"expected a policy with {flat.size} parameters in this state, got {size}")
     return policy._replace(params=unravel(learned))
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    return isinstance(number, int) and number >= least
+
+
+def _is_seed(seed: Any) -> bool:
+    """Whether it is an integer that fits uint32; an array or tracer is judged by its dtype."""
+    dtype = getattr(seed, "dtype", None)
+    if dtype is None:
+        return isinstance(seed, int) and 0 <= seed < 2**32
+    return jnp.issubdtype(dtype, jnp.integer) and jnp.shape(seed) == ()
 
 
 def _check(*conditions: tuple[str, bool, str, Any]) -> None:
