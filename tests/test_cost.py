@@ -19,6 +19,7 @@ def slope(name):
     return (totals[1] - totals[0]) / (sizes[1] - sizes[0])
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLA fuses less")
 @pytest.mark.parametrize("name", ["adamw", *overhead.OURS])
 def test_bytes_accessed_per_parameter(name):
     limit = {"adamw": 40.0, "hypergradient": 46.0}.get(name, 44.0)
