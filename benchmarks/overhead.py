@@ -103,7 +103,8 @@ def step_times(size: int, repeats: int) -> dict[str, list[float]]:
     for name, make in METHODS.items():
         tx = make()
         update = jax.jit(make_update(tx), donate_argnums=(0, 1))
-        runs[name] = (update, (params + 0, tx.init(params)))
+        # Copies: some peers keep the parameters themselves in their state, which donation deletes.
+        runs[name] = (update, jax.tree.map(jnp.copy, (params, tx.init(params))))
     block = max(3, min(200, 10**6 // size))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(-1, repeats):

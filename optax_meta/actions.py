@@ -248,7 +248,7 @@ def log_probs(space: ActionSpace, logits: jax.Array) -> jax.Array:
     if not space.factored:
         return jax.nn.log_softmax(logits)
     heads = jnp.split(logits, list(itertools.accumulate(space.shape))[:-1])
-    total = jnp.zeros(())
+    total = jnp.zeros((), logits.dtype)
     for head in heads:
         total = total[..., None] + jnp.expand_dims(jax.nn.log_softmax(head), range(total.ndim))
     return total.ravel()

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 SAMPLE_SIZE = 4096
 
@@ -94,7 +96,7 @@ def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
     """
     leaves = _inexact(tree)
     stride = -(-sum(leaf.size for leaf in leaves) // size) or 1
-    parts = [jnp.real(leaf).ravel()[::stride].astype(jnp.float32) for leaf in leaves]
+    parts = [_every(stride, leaf) for leaf in leaves]
     return jnp.concatenate(parts) if parts else jnp.zeros(1, jnp.float32)
 
 
@@ -125,7 +127,7 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
     num_steps, num_nonfinite = statistics.window
     count = num_steps - num_nonfinite + 1.0
     means = statistics.means * ((count - 1.0) / count) + measured / count
-    counted = jnp.where(is_finite, jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0]))
+    counted = jnp.stack([jnp.float32(1.0), jnp.where(is_finite, jnp.float32(0.0), 1.0)])
     return Statistics(
         means=jnp.where(is_finite, means, statistics.means),
         window=statistics.window + counted,
@@ -137,6 +139,18 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
 def _inexact(tree: Any) -> list[jax.Array]:
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def _every(stride: int, leaf: jax.Array) -> jax.Array:
+    """Return every `stride`-th coordinate in row-major order, replicated over an explicit mesh."""
+    sharding = jax.typeof(leaf).sharding
+    if all(axis is None for axis in sharding.spec):
+        picked = leaf.ravel()[::stride]  # XLA reads no more than the slice
+    else:  # an explicitly sharded array cannot be flattened
+        indices = np.unravel_index(np.arange(0, leaf.size, stride), leaf.shape)
+        replicated = NamedSharding(sharding.mesh, PartitionSpec(None))
+        picked = leaf.at[indices].get(mode="promise_in_bounds", out_sharding=replicated)
+    return jnp.real(picked).astype(jnp.float32)
 
 
 def _squared_norm(leaf: jax.Array) -> jax.Array:

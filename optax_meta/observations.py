@@ -169,7 +169,7 @@ def _classic_update(
     history = jnp.concatenate([newest[:, None], state.history[:, :-1]], axis=1)
     values = squash(jnp.stack([metrics.value, metrics.cost]))
     scales = jnp.stack([steered("learning_rate"), metrics.grad_norm, steered("weight_decay")])
-    logs = squash_log(scales, jnp.array([1e-3, 1.0, 1e-4]))
+    logs = squash_log(scales, jnp.array([1e-3, 1.0, 1e-4], jnp.float32))
     trends = jax.vmap(trend, (0, None))(history[:2], size)
     parts = [values[:1], logs, values[1:], trends, progress(metrics)[None]]
     return jnp.concatenate(parts), ClassicState(history)

@@ -380,7 +380,7 @@ def _decide(
 
     operands = (state.hyperparams, state.controller_state)
     if interval == 1:
-        return *decide(*operands), statistics._replace(window=jnp.zeros(2))
+        return *decide(*operands), statistics._replace(window=jnp.zeros(2, jnp.float32))
     is_due = state.step % interval == 0
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
     return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))

@@ -148,6 +148,22 @@ def test_bfloat16_parameters_keep_their_type(controller):
     assert np.all(np.isfinite(rows.value))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_double_precision_changes_only_the_hyperparameters_type(controller, dtype):
+    tx = make(controller)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        params = problem(dtype)
+        state = tx.init(params)
+        update = jax.jit(lambda p, s: tx.update(p, s, p, value=jnp.sum(p["w"]))[1])
+        new = update(params, update(params, state))
+        assert new.statistics.dtype == jnp.float32
+        assert {str(h.dtype) for h in new.hyperparams.values()} == {dtype}
+        jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), state, new)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
 def test_in_a_chain_and_under_multi_steps(controller):
     tx = optax.MultiSteps(optax.chain(optax.clip_by_global_norm(1.0), make(controller)), 2)
     params = problem()

@@ -332,6 +332,6 @@ def _sample(policy: Policy, state: ReinforceState, observation: jax.Array) -> De
     log_probs = policy.log_probs(unravel(state.policy_params), observation)
     key = jax.random.wrap_key_data(state.stream, impl="threefry2x32")
     cumulative = jnp.cumsum(jnp.exp(log_probs))
-    drawn = jax.random.uniform(key) * cumulative[-1]
+    drawn = jax.random.uniform(key, dtype=jnp.float32) * cumulative[-1]
     action = jnp.minimum(jnp.sum(cumulative <= drawn), log_probs.size - 1)
     return Decision.choose(action, log_probs, observation)
