@@ -24,6 +24,7 @@ from optax_meta.policies import PolicyNetwork as PolicyNetwork
 from optax_meta.policies import init_policy as init_policy
 from optax_meta.recording import Record as Record
 from optax_meta.recording import record as record
+from optax_meta.train_state import TrainState as TrainState
 from optax_meta.transform import ControlState as ControlState
 from optax_meta.transform import control_hyperparams as control_hyperparams
 from optax_meta.transform import hyperparams as hyperparams

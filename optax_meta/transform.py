@@ -272,7 +272,8 @@ def _init(
     build: Callable[..., optax.GradientTransformation],
     params: optax.Params,
 ) -> ControlState:
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+    leaves = [leaf for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+    dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves]
     is_double = any(jnp.finfo(d).bits == 64 for d in dtypes if jnp.issubdtype(d, jnp.inexact))
     dtype = jnp.float64 if is_double else jnp.float32
     fresh = {name: jnp.array(value, dtype, copy=True) for name, value in start.items()}

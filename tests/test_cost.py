@@ -1,15 +1,9 @@
 """What a controller may cost, as deterministic counts; timings are in benchmarks/overhead.py."""
 
-import sys
-from pathlib import Path
-
 import jax
 import optax
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 import overhead
+import pytest
 
 
 def slope(name):

@@ -10,7 +10,7 @@ from optax_meta import cli, evaluation, tasks
 
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
-    {"metrics", "policy_gradient"},
+    {"metrics", "policy_gradient", "train_state"},
     {"base"},
     {"observations", "actions", "rewards", "transform", "tasks"},
     {"policies", "recording"},

@@ -1,0 +1,98 @@
+"""One device or eight: the same losses, the same decisions, the same weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAM = Path(__file__).with_name("device_run.py")
+CONTROLLERS = ["constant", "plateau", "hypergradient", "reinforce", "learned"]
+MODES = ["jit", "explicit", "shard_map"]
+CHECKED = ["plateau", "hypergradient"]
+# These programs are small and run once: compiling them takes longer than anything they do.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+pytestmark = pytest.mark.xdist_group("devices")
+
+
+def start(num_devices, *arguments):
+    flags = f"{FLAGS} --xla_force_host_platform_device_count={num_devices}"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, PROGRAM, *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    try:
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors[-2000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Train on eight devices and save half-way; then on four and on one, afresh and resumed."""
+    folder = tmp_path_factory.mktemp("devices")
+    out = {n: folder / f"{n}.npz" for n in (8, 4, 1)}
+    modes = [*MODES, f"checked:{','.join(CHECKED)}", "apart:plateau"]
+    finish(start(8, out[8], "--modes", *modes, "--save", folder / "saved"))
+    for process in [start(n, out[n], "--resume", folder / "saved") for n in (4, 1)]:
+        finish(process)
+    return {n: dict(np.load(path)) for n, path in out.items()}
+
+
+def get(run, label):
+    found = {k.removeprefix(label + "/"): v for k, v in run.items() if k.startswith(label + "/")}
+    assert found
+    return found
+
+
+def assert_same_run(got, wanted):
+    """Assert equality up to the order of sums; rates of several devices stand side by side."""
+    rates = got["rate"].reshape(len(got["rate"]), -1)
+    np.testing.assert_allclose(rates, wanted["rate"][:, None] + 0.0 * rates, rtol=1e-5)
+    for name in ("loss", "bad", "w1", "w2", "b"):
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_devices_give_the_numbers_of_one(runs, mode, name):
+    assert_same_run(get(runs[8], f"{mode}/{name}"), get(runs[1], f"jit/{name}"))
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_shard_map_may_check_what_varies(runs, name):
+    assert_same_run(get(runs[8], f"checked/{name}"), get(runs[1], f"jit/{name}"))
+
+
+@pytest.mark.parametrize("num_devices", [4, 1])
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_a_run_saved_on_eight_devices_goes_on_with_fewer(runs, name, num_devices):
+    wanted = get(runs[8], f"jit/{name}")
+    second_half = {
+        k: v[-len(v) // 2 :] if k in ("loss", "rate", "bad") else v for k, v in wanted.items()
+    }
+    assert_same_run(get(runs[num_devices], f"resumed/{name}"), second_half)
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_with_an_axis_name_all_replicas_decide_alike(runs, name):
+    rates = get(runs[8], f"shard_map/{name}")["rate"]
+    assert rates.shape[1] == 8
+    np.testing.assert_array_equal(rates, rates[:, :1] + 0.0 * rates)
+    assert (np.unique(rates).size > 1) == (name != "constant")
+
+
+def test_without_an_axis_name_replicas_decide_apart(runs):
+    rates = get(runs[8], "apart/plateau")["rate"]
+    assert np.unique(rates[-1]).size > 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_not_finite_on_one_device_is_skipped_on_all(runs, mode):
+    np.testing.assert_array_equal(get(runs[8], f"{mode}/constant")["bad"], [0, 0, 0] + 9 * [1])
