@@ -15,8 +15,6 @@ CHECKED = ["plateau", "hypergradient"]
 # These programs are small and run once: compiling them takes longer than anything they do.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
-pytestmark = pytest.mark.xdist_group("devices")
-
 
 def start(num_devices, *arguments):
     flags = f"{FLAGS} --xla_force_host_platform_device_count={num_devices}"

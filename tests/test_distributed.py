@@ -27,7 +27,7 @@ if int(count) > 1:
 print(json.dumps(multi_host.main(directory, int(steps), save_every=6)))
 """
 
-pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.heavy]
+pytestmark = pytest.mark.heavy
 
 
 def start(command):

@@ -12,8 +12,6 @@ import pytest
 import optax_meta
 from optax_meta import cli, evaluation, reports, tasks
 
-pytestmark = pytest.mark.xdist_group("evaluation")  # one process makes the comparison
-
 
 @pytest.fixture(scope="module")
 def comparison():

@@ -16,8 +16,6 @@ from flax.training import train_state as flax_train_state
 import optax_meta
 from optax_meta.train_state import TrainState
 
-pytestmark = pytest.mark.xdist_group("flax")
-
 STEPS = {"linen_train_state": 40, "nnx_optimizer": 25, "mixed_precision": 50}
 STEPS["validation_plateau"] = 240
 
