@@ -187,12 +187,14 @@ def _is_control_state(x: Any) -> bool:
 
 
 def _is_variable(x: Any) -> bool:
-    return hasattr(x, "get_value")
+    from flax import nnx
+
+    return isinstance(x, nnx.Variable)
 
 
 def _read_variable(x: Any) -> Any:
     """Unwrap the variables that `nnx.Optimizer` makes of every leaf."""
-    return x.get_value() if _is_variable(x) else x
+    return x[...] if _is_variable(x) else x
 
 
 def _split(
