@@ -47,6 +47,9 @@ class Controller(NamedTuple):
         needs_value: whether `update` must be given the loss.
         needs_alignment: whether to measure the cosine of gradient and last move, from a strided
             sample of the parameters; `update` must then be given these.
+        guards_nonfinite: whether the optimizer sees zeros for the gradients of a step whose loss or
+            gradient norm is not finite. The guard may change the last bit of a healthy step, since
+            compilers contract other products into fused multiply-adds.
 
     Example:
         >>> def halve(metrics, state, hyperparams):
@@ -63,6 +66,7 @@ class Controller(NamedTuple):
     action_labels: tuple[str, ...] = ()
     needs_value: bool = True
     needs_alignment: bool = False
+    guards_nonfinite: bool = True
 
 
 class EncoderInit(Protocol):

@@ -76,12 +76,12 @@ class Statistics(NamedTuple):
 def global_norm(tree: Any) -> jax.Array:
     """Return the L2 norm over all inexact leaves, accumulated in float32.
 
-    Norms above 1.8e19 overflow to inf and so count as not finite.
+    Norms above 3.6e19 overflow to inf and so count as not finite.
 
     >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
     5.0
     """
-    return jnp.sqrt(sum((_squared_norm(leaf) for leaf in _inexact(tree)), jnp.float32(0.0)))
+    return 2.0 * jnp.sqrt(sum((_squared_half(leaf) for leaf in _inexact(tree)), jnp.float32(0.0)))
 
 
 def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
@@ -153,10 +153,15 @@ def _every(stride: int, leaf: jax.Array) -> jax.Array:
     return jnp.real(picked).astype(jnp.float32)
 
 
-def _squared_norm(leaf: jax.Array) -> jax.Array:
+def _squared_half(leaf: jax.Array) -> jax.Array:
+    """Return the squared norm of half the leaf.
+
+    Halving is exact, and keeps XLA from sharing the squares with those of an optimizer's second
+    moment, which it would then write out and read again: 8 bytes a parameter.
+    """
     if jnp.iscomplexobj(leaf):
-        return _squared_norm(leaf.real) + _squared_norm(leaf.imag)
-    return jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+        return _squared_half(leaf.real) + _squared_half(leaf.imag)
+    return jnp.sum(jnp.square(0.5 * leaf.astype(jnp.float32)))
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -65,7 +65,7 @@ def control_hyperparams(
     The controller decides at step 0 and then every `decision_interval` steps; each decision sees
     averages over the steps since the last one and holds from the same update on. A step whose loss,
     cost or gradient norm is not finite enters no average; where loss or gradient norm is not finite
-    the inner optimizer sees zeros for the gradients. A hyperparameter never becomes non-finite and
+    the inner optimizer sees zeros for the gradients, unless the controller is `constant`. A hyperparameter never becomes non-finite and
     never leaves the controller's bounds.
 
     Args:
@@ -308,19 +308,32 @@ def _update(
     _check_shapes(updates, params)
     measured, last_params = _measure(controller, axis_name, updates, state, params, extra_args)
     statistics = metrics_lib.accumulate(Statistics.unpack(state.statistics), measured)
-    is_healthy = jnp.isfinite(measured[0]) & jnp.isfinite(measured[2])
-    if extra_args.get("value") is not None:
-        value = jnp.asarray(extra_args["value"])
-        safe = jnp.where(is_healthy, value, statistics.last[0].astype(value.dtype))
-        extra_args = {**extra_args, "value": safe}
+    if controller.guards_nonfinite:
+        updates, extra_args = _guard(measured, statistics, updates, extra_args)
     hyperparams, controller_state, statistics = _decide(controller, interval, statistics, state)
     updates, inner_state = _inject(build, hyperparams).update(
-        jax.tree.map(lambda g: jnp.where(is_healthy, g, jnp.zeros_like(g)), updates),
+        updates,
         state.inner_state._replace(hyperparams=hyperparams),
         params,
         **extra_args,
     )
     return updates, ControlState(statistics.pack(), controller_state, last_params, inner_state)
+
+
+def _guard(
+    measured: jax.Array,
+    statistics: Statistics,
+    updates: optax.Updates,
+    extra_args: Mapping[str, Any],
+) -> tuple[optax.Updates, Mapping[str, Any]]:
+    """Put zeros for the gradients, and the last finite loss, where this step is not finite."""
+    is_healthy = jnp.isfinite(measured[0]) & jnp.isfinite(measured[2])
+    if extra_args.get("value") is not None:
+        value = jnp.asarray(extra_args["value"])
+        safe = jnp.where(is_healthy, value, statistics.last[0].astype(value.dtype))
+        extra_args = {**extra_args, "value": safe}
+    zeroed = jax.tree.map(lambda g: jnp.where(is_healthy, g, jnp.zeros_like(g)), updates)
+    return zeroed, extra_args
 
 
 def _measure(

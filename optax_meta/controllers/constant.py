@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from optax_meta.base import Controller
 
 
-def constant(*, hyperparams: Sequence[str] = ("learning_rate",)) -> Controller:
+def constant(
+    *, hyperparams: Sequence[str] = ("learning_rate",), guards_nonfinite: bool = False
+) -> Controller:
     """Hold every hyperparameter at its starting value.
 
-    The baseline of every comparison: the optimizer as it is, with the record and the guard against
-    non-finite steps. Needs no loss; passes it on to the record where it is given.
+    The baseline of every comparison: the optimizer as it is, bit for bit, with the record. Needs no
+    loss; passes it on to the record where it is given.
 
     Args:
         hyperparams: names of those to inject and show.
+        guards_nonfinite: whether steps that are not finite are kept from the optimizer, as all
+            other controllers do; this may change the last bit of the others.
 
     Returns:
         A `Controller`.
@@ -27,4 +31,5 @@ def constant(*, hyperparams: Sequence[str] = ("learning_rate",)) -> Controller:
         update=lambda metrics, state, hyperparams: (hyperparams, state),  # noqa: ARG005
         hyperparams=tuple(hyperparams),
         needs_value=False,
+        guards_nonfinite=guards_nonfinite,
     )

@@ -1,0 +1,178 @@
+"""Optax's own tests, unmodified from the wheel, with controlled factories in their tables.
+
+`constant` without the long optimizations runs by default, all else under `-m heavy`. The one thing
+added is `value=0.0` where a test passes no loss, which the other controllers cannot do without.
+"""
+
+import functools
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import optax
+import pytest
+from optax._src import alias_test, float64_test
+from optax.contrib import _common_test
+
+import optax_meta
+
+PATIENT = 10**6
+RATE = optax_meta.actions.learning_rate((0.999, 1.0, 1.001))
+CONTROLLERS = {
+    "constant": optax_meta.constant,
+    "plateau": lambda: optax_meta.plateau(patience=PATIENT),
+    "reinforce": lambda: optax_meta.reinforce(action_space=RATE),
+    "learned": lambda: optax_meta.learned(
+        optax_meta.init_policy(jax.random.key(0), action_space=RATE)
+    ),
+}
+LONG = ("test_optimization", "test_optimizers")
+# What no wrapper can pass, by the beginning of the test's name.
+EXCEPTIONS = {
+    "test_optimizers_can_be_wrapped_in_inject_hyperparams": (
+        "compares the state with one wrapped again, whose layout differs, and passes no static rate"
+    ),
+}
+
+
+def control(factory, make_controller):
+    """Return `factory` under a controller, with a loss of 0 where the test passes none."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return factory
+    if "learning_rate" not in parameters:
+        return factory
+
+    @functools.wraps(factory)
+    def controlled(*args, **kwargs):
+        bound = inspect.signature(factory).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if not isinstance(bound.arguments["learning_rate"], float):
+            return factory(*args, **kwargs)
+        tx = optax_meta.control_hyperparams(factory, make_controller())(*args, **kwargs)
+
+        def update(updates, state, params=None, *, value=0.0, **extra):
+            return tx.update(updates, state, params, value=value, **extra)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
+
+    return controlled
+
+
+def swap(monkeypatch, module, make_controller):
+    if module is alias_test:
+        original = alias_test._get_opt
+
+        def get(test, name):
+            return control(original(test, name), make_controller)
+
+        monkeypatch.setattr(alias_test, "_get_opt", get)
+    elif module is _common_test:
+        original = _common_test._get_opt_factory
+        monkeypatch.setattr(
+            _common_test, "_get_opt_factory", lambda n: control(original(n), make_controller)
+        )
+
+
+def cases():
+    """Yield each test of Optax that takes its optimizer from a table, for each controller."""
+    for module, cls in (
+        (alias_test, alias_test.AliasTest),
+        (_common_test, _common_test.ContribTest),
+    ):
+        for name in dir(cls):
+            source = inspect.getattr_static(cls, name)
+            if not name.startswith("test_") or not callable(source):
+                continue
+            for controller in CONTROLLERS:
+                is_long = name.rstrip("0123456789") in LONG or controller != "constant"
+                yield pytest.param(
+                    module,
+                    cls,
+                    name,
+                    controller,
+                    id=f"{cls.__name__}-{name}-{controller}",
+                    marks=[pytest.mark.heavy] if is_long else [],
+                )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("module", "cls", "name", "controller"), list(cases()))
+def test_optax(module, cls, name, controller, monkeypatch):
+    for start, reason in EXCEPTIONS.items():
+        if name.startswith(start):
+            pytest.skip(reason)
+    swap(monkeypatch, module, CONTROLLERS[controller])
+    run(cls, name)
+
+
+def run(cls, name):
+    with jax.numpy_rank_promotion("allow"):
+        result = cls(name).run()
+    problems = [text for _, text in (*result.failures, *result.errors)]
+    assert not problems, "\n".join(problems)
+    if result.skipped:
+        pytest.skip(result.skipped[0][1])
+
+
+def parts(cls, name):
+    """Return the method behind a test made by `named_parameters`, and its parameters."""
+    made = getattr(cls, name)
+    cells = zip(made.__code__.co_freevars, made.__closure__, strict=True)
+    found = {key: cell.cell_contents for key, cell in cells}
+    return found["test_method"], found["testcase_params"]
+
+
+MIXED = float64_test.Float64Test
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("name", [n for n in dir(MIXED) if n.startswith("test_")])
+def test_optax_in_mixed_precision(name, controller):
+    method, (factory, arguments) = parts(MIXED, name)
+    if "learning_rate" not in arguments:
+        pytest.skip("nothing to control")
+    try:
+        method(MIXED(name), control(factory, CONTROLLERS[controller]), arguments)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def run_sharding_tests(controller):
+    """Run Optax's sharding tests; needs 8 devices."""
+    from optax._src import sharding_test
+
+    cls = sharding_test.ShardingTest
+    assert len(jax.devices()) == 8
+    count = 0
+    for name in [n for n in dir(cls) if n.startswith("test_")]:
+        label = next(n for n in sorted(sharding_test.OPTIMIZERS, key=len)[::-1] if name.endswith(n))
+        if label in ("lbfgs", "adafactor2"):
+            continue  # not the factory's own defaults
+        tx = control(getattr(optax, label), CONTROLLERS[controller])(1.0)
+        parts(cls, name)[0](cls(name), tx)
+        count += 1
+    assert count >= 60, count
+
+
+@pytest.mark.parametrize(
+    "controller",
+    [pytest.param(n, marks=[] if n == "constant" else pytest.mark.heavy) for n in CONTROLLERS],
+)
+def test_optax_on_eight_devices(controller):
+    code = f"import test_conformance as t; t.run_sharding_tests({controller!r})"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, **flags, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
