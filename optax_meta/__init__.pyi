@@ -6,6 +6,7 @@ from optax_meta import rewards as rewards
 from optax_meta import tasks as tasks
 from optax_meta.base import Controller as Controller
 from optax_meta.base import Encoder as Encoder
+from optax_meta.checkpoints import graft as graft
 from optax_meta.checkpoints import load_policy as load_policy
 from optax_meta.checkpoints import save_policy as save_policy
 from optax_meta.controllers.constant import constant as constant

@@ -1,7 +1,8 @@
-"""Policies on disk: arrays and a JSON card in one file, never code.
+"""Policies on disk, and states from an older version.
 
-A policy file is a zip archive with `card.json`, which says what the policy sees and may do, and
-`params.npy`, its parameters as one flat float32 vector. Nothing in it is executed.
+A policy is stored as arrays and a JSON card in one file, never code: it is a zip archive with
+`card.json`, which says what the policy sees and may do, and `params.npy`, its parameters as one
+flat float32 vector. Nothing in it is executed. `graft` restores a state by the paths of its leaves.
 """
 
 import hashlib
@@ -11,9 +12,10 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
@@ -90,10 +92,73 @@ def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None
         raise ValueError(
             f"cannot read the policy file `{path}`: it has no {error.args[0]!r}"
         ) from error
-    except (OSError, zipfile.BadZipFile, ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # a hostile file may provoke any: one error for all
         raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
-    except (NotImplementedError, RuntimeError, zipfile.zlib.error) as error:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(f"cannot read the policy file `{path}`: damaged: {error}") from error
+
+
+class Graft(NamedTuple):
+    """What `graft` made.
+
+    Attributes:
+        state: the target's structure, with the saved leaves that fit.
+        missing: paths of the leaves kept from the target, and why where shape or dtype differ.
+        unused: paths of the saved leaves that found no place.
+    """
+
+    state: Any
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def graft(target: Any, saved: Any) -> Graft:
+    """Put the leaves of a saved state into a fresh one, matched by path.
+
+    For a state that was saved before a field existed, or without its structure: Orbax restores
+    NamedTuples as dicts where no target is given.
+
+    Args:
+        target: a state from `init`, whose leaves stay where the saved state has none that fits.
+        saved: any pytree of arrays with the same names: nested dicts, lists and NamedTuples.
+
+    Returns:
+        A `Graft`: the state, and the paths that were missing or left over. Leaves are placed like
+        the target's, on the same devices.
+
+    Raises:
+        ValueError: no leaf fits at all.
+
+    Example:
+        >>> fresh = {"a": jnp.zeros(2), "b": jnp.ones(1)}
+        >>> grafted = optax_meta.graft(fresh, {"a": jnp.ones(2)})
+        >>> grafted.missing
+        ('b',)
+    """
+    found = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(saved)}
+    unused, missing, leaves = set(found), [], []
+    flat, structure = jax.tree.flatten_with_path(target)
+    for path, leaf in flat:
+        name, here = _name(path), _type(leaf)
+        there = _type(found[name]) if name in found else None
+        if there == here:
+            unused.discard(name)
+            leaves.append(jax.device_put(found[name], getattr(leaf, "sharding", None)))
+        else:
+            missing.append(f"{name}: {there}, not {here}" if there else name)
+            leaves.append(leaf)
+    if flat and len(missing) == len(flat):
+        raise ValueError(
+            f"nothing in the saved state fits: it has {sorted(found)[:5]}, the target "
+            f"{missing[:5]}; pass the part of the checkpoint that holds this state"
+        )
+    return Graft(structure.unflatten(leaves), tuple(missing), tuple(sorted(unused)))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _type(leaf: Any) -> str:
+    return f"{jnp.shape(leaf)} {jnp.asarray(leaf).dtype}"
 
 
 def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[str, Any]:
@@ -121,6 +186,8 @@ def _write(path: Path, card: dict[str, Any], params: np.ndarray) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"it is larger than {_LARGEST_FILE >> 20} MiB")
     with zipfile.ZipFile(path) as archive:
         if sum(item.file_size for item in archive.infolist()) > _LARGEST_FILE:
             raise ValueError(f"it would unpack to more than {_LARGEST_FILE >> 20} MiB")
@@ -145,7 +212,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
     if list(encoder.features) != card["features"]:
         raise ValueError(f"it needs the features {card['features']}, got {list(encoder.features)}")
     sizes = card["hidden_sizes"]
-    if sum(sizes) > _LARGEST_FILE**0.5:
+    if len(sizes) > 100 or sum(sizes) > _LARGEST_FILE**0.5:
         raise ValueError("its network is too large")
     blank = init_policy(
         jax.random.key(0),
@@ -157,7 +224,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
     flat, unravel = ravel_pytree(blank.params)
     if flat.size != params.size:
         raise ValueError(f"its card asks for {flat.size} parameters, the file has {params.size}")
-    return blank._replace(params=unravel(jax.numpy.asarray(params)))
+    return blank._replace(params=unravel(jnp.asarray(params)))
 
 
 def _action_space(card: dict[str, Any]) -> ActionSpace:

@@ -65,8 +65,8 @@ def control_hyperparams(
     The controller decides at step 0 and then every `decision_interval` steps; each decision sees
     averages over the steps since the last one and holds from the same update on. A step whose loss,
     cost or gradient norm is not finite enters no average; where loss or gradient norm is not finite
-    the inner optimizer sees zeros for the gradients, unless the controller is `constant`. A hyperparameter never becomes non-finite and
-    never leaves the controller's bounds.
+    the inner optimizer sees zeros for the gradients, unless the controller is `constant`. A
+    hyperparameter never becomes non-finite and never leaves the controller's bounds.
 
     Args:
         inner_factory: an Optax factory, or any function that returns a gradient transformation.
@@ -325,15 +325,15 @@ def _guard(
     statistics: Statistics,
     updates: optax.Updates,
     extra_args: Mapping[str, Any],
-) -> tuple[optax.Updates, Mapping[str, Any]]:
+) -> tuple[optax.Updates, dict[str, Any]]:
     """Put zeros for the gradients, and the last finite loss, where this step is not finite."""
     is_healthy = jnp.isfinite(measured[0]) & jnp.isfinite(measured[2])
-    if extra_args.get("value") is not None:
-        value = jnp.asarray(extra_args["value"])
-        safe = jnp.where(is_healthy, value, statistics.last[0].astype(value.dtype))
-        extra_args = {**extra_args, "value": safe}
+    safe = dict(extra_args)
+    if safe.get("value") is not None:
+        value = jnp.asarray(safe["value"])
+        safe["value"] = jnp.where(is_healthy, value, statistics.last[0].astype(value.dtype))
     zeroed = jax.tree.map(lambda g: jnp.where(is_healthy, g, jnp.zeros_like(g)), updates)
-    return zeroed, extra_args
+    return zeroed, safe
 
 
 def _measure(
@@ -358,7 +358,8 @@ def _measure(
     if controller.needs_alignment:
         alignment, last_params = _align(updates, params, state.last_params, jnp.isfinite(grad_norm))
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
-    measured = jnp.stack([value, cost, grad_norm, alignment])
+    # No gradient flows through what is measured: that of a norm at zero is nan.
+    measured = jax.lax.stop_gradient(jnp.stack([value, cost, grad_norm, alignment]))
     measured = measured if axis_name is None else jax.lax.pmean(measured, axis_name)
     return measured, last_params
 

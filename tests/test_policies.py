@@ -1,3 +1,10 @@
+import functools
+import io
+import json
+import zipfile
+
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +94,100 @@ def test_another_network_is_not_saved(tmp_path):
     policy = init_policy(jax.random.key(0))._replace(network=None)
     with pytest.raises(ValueError, match="only a PolicyNetwork can be saved, got NoneType"):
         save_policy(policy, tmp_path / "mine.policy")
+
+
+@functools.cache
+def saved_bytes(folder):
+    save_policy(init_policy(jax.random.key(0)), folder / "good.policy")
+    return (folder / "good.policy").read_bytes()
+
+
+def refuse(path, data):
+    """Load `data`: it is refused with an error that names the file, or it is a whole policy."""
+    path.write_bytes(data)
+    try:
+        policy = load_policy(path)
+    except ValueError as error:
+        assert "cannot read the policy file" in str(error)  # noqa: PT017 - either may happen
+        assert str(path) in str(error)  # noqa: PT017
+        return True
+    assert np.all(np.isfinite(probabilities(policy)))
+    return False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@hypothesis.settings(max_examples=200)
+@hypothesis.given(data=st.data())
+def test_a_truncated_or_corrupted_file_is_refused(folder, data):
+    good = saved_bytes(folder)
+    cut = data.draw(st.integers(0, len(good) - 1))
+    assert refuse(folder / "cut.policy", good[:cut])
+    damaged = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(1, 255))
+    refuse(folder / "damaged.policy", bytes(damaged))
+    refuse(folder / "noise.policy", data.draw(st.binary(max_size=300)))
+
+
+def rewritten(good, card, params=None):
+    """Return the archive with another card, or other parameters."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(out, "w") as new:
+        new.writestr("card.json", json.dumps(card) if card is not None else old.read("card.json"))
+        new.writestr("params.npy", old.read("params.npy") if params is None else params)
+    return out.getvalue()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@hypothesis.settings(max_examples=300)
+@hypothesis.given(data=st.data())
+def test_a_hostile_card_is_refused(folder, data):
+    good = saved_bytes(folder)
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        card = json.loads(archive.read("card.json"))
+    places = [(card, key) for key in card if key != "jax_version"]
+    places += [(card["encoder"], key) for key in card["encoder"]]
+    places += [(card["action_space"], "moves"), (card["action_space"]["moves"], 0)]
+    places += [(card["action_space"]["moves"][0], key) for key in card["action_space"]["moves"][0]]
+    inside, key = data.draw(st.sampled_from(places))
+    inside[key] = data.draw(JSON)
+    refuse(folder / "hostile.policy", rewritten(good, card))
+
+
+@pytest.mark.parametrize("key", ["format", "encoder", "features", "action_space", "sha256"])
+def test_a_card_without_a_key_is_refused(folder, key):
+    good = saved_bytes(folder)
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        card = json.loads(archive.read("card.json"))
+    del card[key]
+    assert refuse(folder / "poor.policy", rewritten(good, card))
+
+
+def test_code_and_bombs_are_refused(folder):
+    good = saved_bytes(folder)
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([print], object), allow_pickle=True)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)}
+    )
+    for params in (pickled.getvalue(), header.getvalue(), b"cos\nsystem\n(S'true'\ntR."):
+        assert refuse(folder / "code.policy", rewritten(good, None, params))
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("card.json", "{}")
+        archive.writestr("params.npy", bytes(80 * 2**20))
+    assert refuse(folder / "bomb.policy", bomb.getvalue())
+    assert refuse(
+        folder / "nested.policy", rewritten(good, functools.reduce(lambda x, _: [x], range(900), 0))
+    )

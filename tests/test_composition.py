@@ -1,0 +1,117 @@
+"""Inside and around the rest of Optax and JAX."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+from test_contract import problem
+
+import optax_meta
+
+CONTROLLERS = {
+    "constant": optax_meta.constant,
+    "plateau": lambda: optax_meta.plateau(factor=0.5, patience=1),
+    "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2, train_every=3),
+}
+
+
+def controlled(name, rate=1e-2, factory=optax.adamw):
+    return optax_meta.control_hyperparams(factory, CONTROLLERS[name]())(learning_rate=rate)
+
+
+WRAPPERS = {
+    "chain": lambda tx: optax.chain(optax.clip(0.5), tx, optax.add_decayed_weights(1e-3)),
+    "masked": lambda tx: optax.chain(
+        optax.masked(tx, {"w": True, "b": False}),
+        optax.masked(optax.set_to_zero(), {"w": False, "b": True}),
+    ),
+    "partition": lambda tx: optax.partition(
+        {"mine": tx, "theirs": optax.sgd(0.1)}, {"w": "mine", "b": "theirs"}
+    ),
+    "multi_steps": lambda tx: optax.MultiSteps(tx, 2),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "flatten": optax.flatten,
+    "schedule_free": lambda tx: contrib.schedule_free(tx, learning_rate=1e-2, b1=0.9),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_it_trains_and_can_be_read(name, wrapper):
+    tx = WRAPPERS[wrapper](controlled(name))
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(
+            lambda p: jnp.sum((p["w"] - 2.0) ** 2) + jnp.sum((p["b"] - 1.0) ** 2)
+        )(params)
+        updates, state = tx.update(grads, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), value
+
+    params = problem()
+    (params, state), values = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=20))(
+        params
+    )
+    assert values[-1] < values[0]
+    assert optax_meta.record(state).step == (10 if wrapper == "multi_steps" else 20)
+    if name != "reinforce":
+        np.testing.assert_allclose(optax_meta.hyperparams(state)["learning_rate"], 1e-2)
+
+
+def test_a_controller_for_each_group():
+    transforms = {"fast": controlled("plateau", 0.5), "slow": controlled("reinforce", 0.25)}
+    tx = optax.partition(transforms, {"w": "fast", "b": "slow"})
+    state = tx.init(problem())
+    _, state = tx.update(problem(), state, problem(), value=1.0)
+    found = optax_meta.hyperparams(state)
+    assert set(found) == {"fast/learning_rate", "slow/learning_rate", "slow/weight_decay"}
+    np.testing.assert_allclose(found["fast/learning_rate"], 0.5)
+
+
+def test_vmap_over_seeds():
+    def train(seed):
+        controller = optax_meta.reinforce(start="uniform", decision_interval=1, seed=seed)
+        tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-2)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(params, state, params, value=jnp.sum(params**2))
+            return (optax.apply_updates(params, updates), state), optax_meta.record(state)
+
+        x = jnp.ones(3)
+        return jax.lax.scan(step, (x, tx.init(x)), length=12)[1].hyperparams["learning_rate"]
+
+    seeds = jnp.arange(3, dtype=jnp.uint32)
+    rates = jax.jit(jax.vmap(train))(seeds)
+    assert len({tuple(row) for row in np.asarray(rates)}) == 3
+    np.testing.assert_allclose(rates[1], jax.jit(train)(seeds[1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_the_gradient_through_inner_steps(name):
+    controller = {
+        **CONTROLLERS,
+        "reinforce": lambda: optax_meta.reinforce(action_space=optax_meta.actions.learning_rate()),
+    }[name]()
+    factory = optax_meta.control_hyperparams(optax.sgd, controller)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def last_loss(rate, start):
+        tx = factory(learning_rate=rate)
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(x, state, x, value=0.5 * x**2)
+            return (x + updates, state), None
+
+        x = jnp.float32(start)
+        (x, _), _ = jax.lax.scan(step, (x, tx.init(x)), length=3)
+        return 0.5 * x**2
+
+    slope = jax.grad(last_loss)(jnp.float32(0.1), 1.0)
+    np.testing.assert_allclose(slope, -3.0 * 0.9**5, rtol=1e-5)
+    assert jax.grad(last_loss)(jnp.float32(0.1), 0.0) == 0.0  # where a norm has no derivative
