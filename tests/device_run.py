@@ -31,7 +31,7 @@ def policy():
 
 
 CONTROLLERS = {
-    "constant": optax_meta.constant,
+    "constant": lambda: optax_meta.constant(guards_nonfinite=True),
     "plateau": lambda: optax_meta.plateau(factor=0.5, patience=1),
     "hypergradient": optax_meta.hypergradient,
     "reinforce": lambda: optax_meta.reinforce(
