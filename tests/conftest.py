@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import optax_meta
 from optax_meta.metrics import Metrics
 
 # The first call of a jitted function compiles, which no deadline should count.
-settings.register_profile("jax", deadline=None, derandomize=True)
+settings.register_profile(
+    "jax", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("jax")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
