@@ -158,7 +158,7 @@ def _name(path: Any) -> str:
 
 
 def _type(leaf: Any) -> str:
-    return f"{jnp.shape(leaf)} {jnp.asarray(leaf).dtype}"
+    return f"{np.shape(leaf)} {jnp.result_type(leaf)}"
 
 
 def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[str, Any]:

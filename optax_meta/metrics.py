@@ -156,8 +156,8 @@ def _every(stride: int, leaf: jax.Array) -> jax.Array:
 def _squared_half(leaf: jax.Array) -> jax.Array:
     """Return the squared norm of half the leaf.
 
-    Halving is exact, and keeps XLA from sharing the squares with those of an optimizer's second
-    moment, which it would then write out and read again: 8 bytes a parameter.
+    Halving is exact but for denormals, and keeps XLA from sharing the squares with those of an
+    optimizer's second moment, which it would then write out and read again: 8 bytes a parameter.
     """
     if jnp.iscomplexobj(leaf):
         return _squared_half(leaf.real) + _squared_half(leaf.imag)

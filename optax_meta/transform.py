@@ -65,8 +65,8 @@ def control_hyperparams(
     The controller decides at step 0 and then every `decision_interval` steps; each decision sees
     averages over the steps since the last one and holds from the same update on. A step whose loss,
     cost or gradient norm is not finite enters no average; where loss or gradient norm is not finite
-    the inner optimizer sees zeros for the gradients, unless the controller is `constant`. A
-    hyperparameter never becomes non-finite and never leaves the controller's bounds.
+    the inner optimizer sees zeros for the gradients, unless the controller, like `constant`, asks
+    for no guard. A hyperparameter never becomes non-finite and never leaves its bounds.
 
     Args:
         inner_factory: an Optax factory, or any function that returns a gradient transformation.

@@ -4,13 +4,11 @@
 added is `value=0.0` where a test passes no loss, which the other controllers cannot do without.
 """
 
-import contextlib
 import functools
 import inspect
 import os
 import subprocess
 import sys
-import unittest
 from pathlib import Path
 
 import jax
@@ -47,16 +45,13 @@ EXCEPTIONS = {
 
 def control(factory, make_controller):
     """Return `factory` under a controller, with a loss of 0 where the test passes none."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return factory
-    if "learning_rate" not in parameters:
+    signature = inspect.signature(factory)
+    if "learning_rate" not in signature.parameters:
         return factory
 
     @functools.wraps(factory)
     def controlled(*args, **kwargs):
-        bound = inspect.signature(factory).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if not isinstance(bound.arguments["learning_rate"], float):
             return factory(*args, **kwargs)
@@ -78,7 +73,7 @@ def swap(monkeypatch, module, make_controller):
             return control(original(test, name), make_controller)
 
         monkeypatch.setattr(alias_test, "_get_opt", get)
-    elif module is _common_test:
+    else:
         original = _common_test._get_opt_factory
         monkeypatch.setattr(
             _common_test, "_get_opt_factory", lambda n: control(original(n), make_controller)
@@ -92,8 +87,7 @@ def cases():
         (_common_test, _common_test.ContribTest),
     ):
         for name in dir(cls):
-            source = inspect.getattr_static(cls, name)
-            if not name.startswith("test_") or not callable(source):
+            if not name.startswith("test_"):
                 continue
             for controller in CONTROLLERS:
                 is_long = name.rstrip("0123456789") in LONG or controller != "constant"
@@ -154,6 +148,9 @@ def run_sharding_tests(controller):
     """Run Optax's sharding tests; needs 8 devices."""
     from optax._src import sharding_test
 
+    # They compare versions as text, take jax 0.10 for older than 0.7.2, and skip themselves.
+    jax.__version__ = "9"
+
     cls = sharding_test.ShardingTest
     assert len(jax.devices()) == 8
     count = 0
@@ -162,8 +159,7 @@ def run_sharding_tests(controller):
         label = next((k for k, v in sharding_test.OPTIMIZERS.items() if v is tx), "")
         if label in ("", "lbfgs", "adafactor2"):
             continue  # made with other arguments than a rate
-        with contextlib.suppress(unittest.SkipTest):
-            method(cls(name), control(getattr(optax, label), CONTROLLERS[controller])(1.0))
+        method(cls(name), control(getattr(optax, label), CONTROLLERS[controller])(1.0))
         count += 1
     assert count >= 60, count
 

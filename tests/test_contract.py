@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import serialization
 
 import optax_meta
 
@@ -96,19 +95,6 @@ def test_eager_jitted_and_scanned_runs_agree(name):
         carry, _ = step(carry, key)
     assert_close(carry, (params, state), rtol=2e-4, atol=1e-5)
     assert traces == 1
-
-
-def test_a_run_resumed_from_bytes_is_the_same_run(name):
-    tx = make(CONTROLLERS[name]())
-    keys = jax.random.split(jax.random.key(0), STEPS)
-    half = jax.jit(lambda carry, keys: jax.lax.scan(make_step(tx), carry, keys)[0])
-    carry = half((problem(), tx.init(problem())), keys[: STEPS // 2])
-    fresh = (problem(), tx.init(problem()))
-    restored = serialization.from_bytes(fresh, serialization.to_bytes(carry))
-    restored = jax.tree.map(jnp.asarray, restored)
-    jax.tree.map(np.testing.assert_array_equal, restored, carry)
-    rest = keys[STEPS // 2 :]
-    jax.tree.map(np.testing.assert_array_equal, half(restored, rest), half(carry, rest))
 
 
 def test_vmap_over_starting_rates(name):
