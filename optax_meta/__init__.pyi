@@ -1,7 +1,10 @@
 # The public names, each once; `__init__.py` reads this file and imports them on first use.
 from optax_meta import actions as actions
+from optax_meta import families as families
+from optax_meta import guides as guides
 from optax_meta import observations as observations
 from optax_meta import plots as plots
+from optax_meta import protocol as protocol
 from optax_meta import rewards as rewards
 from optax_meta import tasks as tasks
 from optax_meta.base import Controller as Controller
@@ -18,7 +21,10 @@ from optax_meta.controllers.plateau import plateau as plateau
 from optax_meta.controllers.warmup import join as join
 from optax_meta.controllers.warmup import warmup as warmup
 from optax_meta.controllers.warmup import warmup_plateau as warmup_plateau
+from optax_meta.episodes import Trajectory as Trajectory
+from optax_meta.episodes import rollout as rollout
 from optax_meta.evaluation import compare as compare
+from optax_meta.meta_training import meta_trainer as meta_trainer
 from optax_meta.metrics import Metrics as Metrics
 from optax_meta.policies import Policy as Policy
 from optax_meta.policies import PolicyNetwork as PolicyNetwork

@@ -41,7 +41,9 @@ class Controller(NamedTuple):
         init: (hyperparams) → state. Arrays only: the state is carried by `lax.scan` and saved.
         update: (metrics, state, hyperparams) → (hyperparams, state), called at each decision.
         hyperparams: names of the hyperparameters it steers.
-        decision_interval: steps between decisions; the first is taken at step 0.
+        decision_interval: steps between decisions; the first is taken at step 0. A whole number,
+            or int32[] where a horizon is traced.
+        dense_steps: decides at each of the first steps, whatever the interval.
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
         needs_value: whether `update` must be given the loss.
@@ -61,7 +63,8 @@ class Controller(NamedTuple):
     init: ControllerInit
     update: ControllerUpdate
     hyperparams: tuple[str, ...] = ("learning_rate",)
-    decision_interval: int = 1
+    decision_interval: Any = 1
+    dense_steps: int = 0
     bounds: Mapping[str, Bounds] = {}
     action_labels: tuple[str, ...] = ()
     needs_value: bool = True
@@ -97,6 +100,7 @@ class Encoder(NamedTuple):
         features: names of the entries, in order.
         name: what a saved policy remembers it by.
         config: keyword arguments that build it again, JSON values.
+        needs_alignment: whether it reads alignment and the norms of updates and parameters.
 
     Example:
         >>> def encode(metrics, state, hyperparams):
@@ -110,3 +114,4 @@ class Encoder(NamedTuple):
     features: tuple[str, ...]
     name: str
     config: Mapping[str, Any] = {}
+    needs_alignment: bool = False

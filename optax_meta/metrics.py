@@ -24,7 +24,11 @@ class Metrics(NamedTuple):
         cost: mean cost in the user's unit, float32[]; 0 where none is passed.
         grad_norm: mean global L2 norm of the gradients, float32[].
         alignment: mean cosine of the negative gradient and the parameters' last move, float32[] in
-            [-1, 1]; positive while that move still points downhill. 0 unless the controller asks.
+            [-1, 1]; positive while that move still points downhill. 0 unless the controller asks;
+            likewise the next two, which are estimated from the same sample.
+        update_norm: mean L2 norm of the parameters' moves, float32[].
+        param_norm: mean L2 norm of the parameters, float32[].
+        value_change: mean absolute change of the loss from one step to the next, float32[].
         num_steps: length of the window in steps, this one included, float32[].
         num_nonfinite: how many of these steps were not finite, float32[].
         step: index of this step, from 0, int32[].
@@ -35,21 +39,33 @@ class Metrics(NamedTuple):
     cost: jax.Array
     grad_norm: jax.Array
     alignment: jax.Array
+    update_norm: jax.Array
+    param_norm: jax.Array
+    value_change: jax.Array
     num_steps: jax.Array
     num_nonfinite: jax.Array
     step: jax.Array
     progress: jax.Array
+
+    @property
+    def update_ratio(self) -> jax.Array:
+        """Norm of a move over that of the parameters, float32[] in [0, 1e6]; 0 if not measured."""
+        floor = jnp.maximum(self.param_norm, 1e-6 * self.update_norm)
+        return self.update_norm / jnp.where(floor > 0.0, floor, 1.0)
+
+
+NUM_MEASURED = 7
+"""What is measured at a step: the first entries of `Metrics`, up to `value_change`."""
 
 
 class Statistics(NamedTuple):
     """All that is remembered between steps; stored as one packed vector.
 
     Attributes:
-        means: value, cost, gradient norm and alignment over the finite steps of the window,
-            float32[4].
+        means: what is measured, averaged over the finite steps of the window, float32[7].
         window: its length in steps, 0 right after a decision, and how many of these were not
             finite; float32[2].
-        last: the latest finite value, cost, gradient norm and alignment, float32[4].
+        last: the same at the latest finite step, float32[7].
         total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
     """
 
@@ -61,16 +77,16 @@ class Statistics(NamedTuple):
     @classmethod
     def empty(cls) -> "Statistics":
         """Return what is known before the first step."""
-        return cls.unpack(jnp.zeros(11, jnp.float32))
+        return cls.unpack(jnp.zeros(2 * NUM_MEASURED + 3, jnp.float32))
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[11]."""
+        """Return the statistics as float32[17]."""
         return jnp.concatenate(self)
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 11]; leading axes are batches."""
-        return cls(*jnp.split(packed, [4, 6, 10], axis=-1))
+        """Read float32[…, 17]; leading axes are batches."""
+        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 2, NUM_MEASURED]), axis=-1))
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -110,6 +126,17 @@ def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.clip(jnp.dot(x, y), -1.0, 1.0)
 
 
+def norm(x: jax.Array) -> jax.Array:
+    """Return the L2 norm of float32[k]; overflows only where it must.
+
+    >>> print(norm(jnp.array([3e30, 4e30])))
+    5e+30
+    """
+    scale = jnp.max(jnp.abs(x))
+    unit = x / jnp.where(scale > 0.0, scale, 1.0)
+    return scale * jnp.sqrt(jnp.sum(jnp.square(unit)))
+
+
 def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
     """Add one step to the window; one that is not finite is only counted.
 
@@ -117,8 +144,7 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
 
     Args:
         statistics: what is remembered.
-        measured: value, cost, gradient norm and alignment of this step, float32[4]; may hold inf
-            and nan.
+        measured: what was measured at this step, float32[7]; may hold inf and nan.
 
     Returns:
         The new statistics.

@@ -150,7 +150,116 @@ def classic(*, history: int = 10) -> Encoder:
     return Encoder(init, _classic_update, features, "classic", {"history": history})
 
 
-ENCODERS: dict[str, Callable[..., Encoder]] = {"classic": classic}
+class ScaleFreeState(NamedTuple):
+    """What the scale-free encoder remembers.
+
+    Attributes:
+        memory: entries of `_Memory`, packed, float32[13].
+    """
+
+    memory: jax.Array
+
+
+class _Memory(NamedTuple):
+    """Running quantities, float32[] each; updated at every decision."""
+
+    num_decisions: jax.Array
+    first_value: jax.Array
+    lowest_value: jax.Array  # of the fast average
+    last_value: jax.Array
+    fast_value: jax.Array  # average with decay 0.5
+    slow_value: jax.Array  # average with decay 0.9
+    change: jax.Array  # average of the loss's change from step to step, decay 0.8
+    first_grad_norm: jax.Array
+    slow_grad_norm: jax.Array
+    slow_alignment: jax.Array
+    last_log_rate: jax.Array
+    log_rate_base: jax.Array  # at the end of the reference period
+    highest_log_rate: jax.Array
+
+
+def scale_free(*, reference: int = 8) -> Encoder:
+    """Build the encoder of features that do not depend on the scale of loss or parameters.
+
+    Adding a constant to the loss or multiplying it, or storing the parameters in other units (with
+    the learning rate to match), changes no feature. v is the mean loss since the last decision,
+    v̄ and v̿ its averages over decisions with decays ½ and 0.9, v₀ the first, v₋ the lowest v̄, and
+    δ the average change of the loss from one step to the next: its noise.
+
+    ==================  ===========================================================================
+    `progress`          2p - 1, see `progress`
+    `has_horizon`       1 where the length of the run is known, else -1
+    `early`             2t/(t + 30) - 1 for step t
+    `level`             (v̄ - v₋)/(v₀ - v₋ + δ)
+    `drop`              fall of v since the last decision over its standard error from δ
+    `slow_drop`         (v̿ - v̄)/δ
+    `relative_drop`     10(v̿ - v̄)/(v₀ - v₋ + δ)
+    `noise`             log of δ/(v₀ - v₋)
+    `grad_norm_trend`   log of the gradient norm over its slow average
+    `grad_norm_level`   log of the gradient norm over the first
+    `alignment`         cosine of the negative gradient and the last move, mean since the decision
+    `slow_alignment`    the same, averaged over decisions
+    `update_ratio`      log of the update's norm over the parameters'
+    `gain_ratio`        fall of v over what gradient norm · update norm would give: realised over
+                        predicted decrease
+    `last_move`         log of the rate over that before: the last action, annealing included
+    `travel`            log of the rate over that of the first `reference` decisions
+    `below_peak`        log of the rate over the highest so far
+    `nonfinite`         share of steps since the last decision that were not finite
+    ==================  ===========================================================================
+
+    Args:
+        reference: number of first decisions in which the base of `travel` and `below_peak` still
+            follows the rate, ≥ 1.
+
+    Returns:
+        An `Encoder` with 18 features.
+
+    Raises:
+        ValueError: `reference` is below 1.
+
+    Source: L. Metz et al., "Tasks, stability, architecture, and compute: training more effective
+    learned optimizers, and using them to train themselves", https://arxiv.org/abs/2009.11243, for
+    features that carry no units; A. G. Baydin et al., https://arxiv.org/abs/1703.04782, for the
+    alignment.
+
+    Example:
+        >>> len(optax_meta.observations.scale_free().features)
+        18
+    """
+    if reference < 1:
+        raise ValueError(f"`reference` must be at least 1, got {reference}")
+    features = (
+        "progress",
+        "has_horizon",
+        "early",
+        "level",
+        "drop",
+        "slow_drop",
+        "relative_drop",
+        "noise",
+        "grad_norm_trend",
+        "grad_norm_level",
+        "alignment",
+        "slow_alignment",
+        "update_ratio",
+        "gain_ratio",
+        "last_move",
+        "travel",
+        "below_peak",
+        "nonfinite",
+    )
+    return Encoder(
+        init=_scale_free_init,
+        update=partial(_scale_free_update, reference),
+        features=features,
+        name="scale_free",
+        config={"reference": reference},
+        needs_alignment=True,
+    )
+
+
+ENCODERS: dict[str, Callable[..., Encoder]] = {"classic": classic, "scale_free": scale_free}
 """Encoders that a saved policy can name; each is built again from its `config`."""
 
 
@@ -173,6 +282,83 @@ def _classic_update(
     trends = jax.vmap(trend, (0, None))(history[:2], size)
     parts = [values[:1], logs, values[1:], trends, progress(metrics)[None]]
     return jnp.concatenate(parts), ClassicState(history)
+
+
+def _scale_free_init() -> ScaleFreeState:
+    return ScaleFreeState(jnp.zeros(len(_Memory._fields), jnp.float32))
+
+
+def _scale_free_update(
+    reference: int, metrics: Metrics, state: ScaleFreeState, hyperparams: Hyperparams
+) -> tuple[jax.Array, ScaleFreeState]:
+    old = _Memory(*state.memory)
+    value, grad_norm = _finite(metrics.value), _finite(metrics.grad_norm)
+    log_rate = _log(jnp.asarray(hyperparams["learning_rate"]))
+    is_first = old.num_decisions == 0
+
+    def average(decay: float, before: jax.Array, now: jax.Array) -> jax.Array:
+        return jnp.where(is_first, now, decay * before + (1.0 - decay) * now)
+
+    fast = average(0.5, old.fast_value, value)
+    is_reference = old.num_decisions < reference
+    new = _Memory(
+        num_decisions=old.num_decisions + 1.0,
+        first_value=jnp.where(is_first, value, old.first_value),
+        lowest_value=jnp.where(is_first, fast, jnp.minimum(old.lowest_value, fast)),
+        last_value=value,
+        fast_value=fast,
+        slow_value=average(0.9, old.slow_value, value),
+        change=average(0.8, old.change, _finite(metrics.value_change)),
+        first_grad_norm=jnp.where(is_first, grad_norm, old.first_grad_norm),
+        slow_grad_norm=average(0.9, old.slow_grad_norm, grad_norm),
+        slow_alignment=average(0.9, old.slow_alignment, metrics.alignment),
+        last_log_rate=log_rate,
+        log_rate_base=jnp.where(is_reference, log_rate, old.log_rate_base),
+        highest_log_rate=jnp.where(
+            is_reference, log_rate, jnp.maximum(old.highest_log_rate, log_rate)
+        ),
+    )
+    last_value = jnp.where(is_first, value, old.last_value)
+    last_log_rate = jnp.where(is_first, log_rate, old.last_log_rate)
+    fall, slow_fall = last_value - value, new.slow_value - new.fast_value
+    span = new.first_value - new.lowest_value + new.change
+    steps = jnp.maximum(metrics.num_steps, 1.0)
+    step = metrics.step.astype(jnp.float32)
+    predicted = grad_norm * _finite(metrics.update_norm) * steps
+    share = metrics.num_nonfinite / steps
+    observation = jnp.stack(
+        [
+            progress(metrics),
+            jnp.where(metrics.progress < 0.0, -1.0, 1.0),
+            2.0 * step / (step + 30.0) - 1.0,
+            _over(new.fast_value - new.lowest_value, span),
+            squash(_over(fall, new.change * jnp.sqrt(2.0 / steps))),
+            squash(_over(slow_fall, new.change)),
+            squash(_over(10.0 * slow_fall, span)),
+            jnp.tanh(0.5 * (_log(new.change) - _log(span - new.change)) + 1.0),
+            jnp.tanh(_log(grad_norm) - _log(new.slow_grad_norm)),
+            jnp.tanh((_log(grad_norm) - _log(new.first_grad_norm)) / 3.0),
+            metrics.alignment,
+            new.slow_alignment,
+            jnp.tanh((_log(metrics.update_ratio) + 7.0) / 3.0),
+            squash(3.0 * _over(fall, predicted)),
+            jnp.tanh(log_rate - last_log_rate),
+            jnp.tanh((log_rate - new.log_rate_base) / 5.0),
+            jnp.tanh((log_rate - new.highest_log_rate) / 3.0),
+            2.0 * share - 1.0,
+        ]
+    )
+    return jnp.clip(_finite(observation), -1.0, 1.0), ScaleFreeState(jnp.stack(new))
+
+
+def _log(x: jax.Array) -> jax.Array:
+    """Return the natural logarithm of x ≥ 0, at least log 1e-30."""
+    return jnp.log(jnp.clip(_finite(x), _SMALLEST, _LARGEST))
+
+
+def _over(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return x/y for y ≥ 0, where 0/0 is 0."""
+    return jnp.where(x == 0.0, 0.0, x / jnp.maximum(y, _SMALLEST))
 
 
 def _finite(x: jax.Array) -> jax.Array:

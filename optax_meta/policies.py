@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from optax_meta import actions, observations
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, ControllerInit, ControllerUpdate, Encoder
+from optax_meta.base import Controller, ControllerInit, ControllerUpdate, Encoder, Hyperparams
+from optax_meta.guides import Guide
+from optax_meta.metrics import Metrics
 
 Start = Literal["hold", "uniform"]
 
@@ -52,6 +54,7 @@ class Policy(NamedTuple):
         params: its variables, a pytree of float32.
         encoder: what turns metrics into observations.
         action_space: what it chooses from.
+        guide: what happens to the learning rate around its actions; by default nothing.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -63,6 +66,7 @@ class Policy(NamedTuple):
     params: Any
     encoder: Encoder
     action_space: ActionSpace
+    guide: Guide = Guide()
 
     def log_probs(self, params: Any, observation: jax.Array) -> jax.Array:
         """Return log π(a|s) of every action, float32[num_actions].
@@ -73,8 +77,21 @@ class Policy(NamedTuple):
         """
         return actions.log_probs(self.action_space, self.network.apply(params, observation))  # pyright: ignore[reportArgumentType]
 
+    def apply(self, action: jax.Array, metrics: Metrics, hyperparams: Hyperparams) -> Hyperparams:
+        """Return the hyperparameters after an action within the policy's guide.
+
+        Args:
+            action: int32[].
+            metrics: the run since the last decision, with its progress.
+            hyperparams: those used since.
+        """
+        lead = self.guide.lead(metrics, hyperparams)
+        return self.guide.bound(
+            metrics, hyperparams, actions.apply(self.action_space, action, lead)
+        )
+
     def as_controller(
-        self, init: ControllerInit, update: ControllerUpdate, decision_interval: int
+        self, init: ControllerInit, update: ControllerUpdate, decision_interval: Any
     ) -> Controller:
         """Return a `Controller` with this policy's hyperparameters, bounds and action labels."""
         return Controller(
@@ -83,8 +100,29 @@ class Policy(NamedTuple):
             hyperparams=self.action_space.hyperparams,
             decision_interval=decision_interval,
             bounds={move.hyperparam: move.bounds for move in self.action_space.moves},
+            dense_steps=self.guide.dense_steps,
             action_labels=actions.labels(self.action_space),
+            needs_alignment=self.encoder.needs_alignment or self.guide.needs_alignment,
         )
+
+
+def draw(stream: jax.Array, log_probs: jax.Array) -> jax.Array:
+    """Draw an action by inverting the cumulative distribution.
+
+    Args:
+        stream: uint32[2], the data of a threefry key: one draw for each.
+        log_probs: normalized, float32[num_actions].
+
+    Returns:
+        int32[].
+
+    >>> print(draw(jnp.array([0, 1], jnp.uint32), jnp.log(jnp.array([0.0, 1.0]))))
+    1
+    """
+    key = jax.random.wrap_key_data(stream, impl="threefry2x32")
+    cumulative = jnp.cumsum(jnp.exp(log_probs))
+    drawn = jax.random.uniform(key, dtype=jnp.float32) * cumulative[-1]
+    return jnp.minimum(jnp.sum(cumulative <= drawn), log_probs.size - 1)
 
 
 def init_policy(
@@ -92,6 +130,7 @@ def init_policy(
     *,
     encoder: Encoder | None = None,
     action_space: ActionSpace | None = None,
+    guide: Guide = Guide(),  # noqa: B008 - immutable
     hidden_sizes: Sequence[int] = (32, 32),
     start: Start = "hold",
     hold_probability: float = 0.9,
@@ -102,6 +141,7 @@ def init_policy(
         key: PRNG key for the hidden layers.
         encoder: what it sees; None for `observations.classic()`.
         action_space: what it may do; None for `actions.classic()`.
+        guide: what happens to the learning rate around its actions; by default nothing.
         hidden_sizes: widths of the hidden layers, each ≥ 1.
         start: "hold": the head starts at zero with a bias towards the action that changes nothing,
             since a policy that knows nothing must not be a random walk. "uniform": all actions are
@@ -132,4 +172,4 @@ def init_policy(
         bias = jnp.asarray(actions.hold_logits(action_space, hold_probability))
         head = {**params["params"]["head"], "bias": bias}
         params = {"params": {**params["params"], "head": head}}
-    return Policy(network, params, encoder, action_space)
+    return Policy(network, params, encoder, action_space, guide)

@@ -151,7 +151,7 @@ def find_decision(controller_state: Any) -> Decision | None:
 
 def _row(state: ControlState) -> Record:
     statistics = Statistics.unpack(state.statistics)
-    value, cost, grad_norm, alignment = jnp.moveaxis(statistics.last, -1, 0)
+    value, cost, grad_norm, alignment, *_ = jnp.moveaxis(statistics.last, -1, 0)
     return Record(
         step=state.step,
         value=value,

@@ -20,6 +20,7 @@ class Task(NamedTuple):
         loss: (parameters, batch) → float32[], what is minimized.
         evaluate: parameters → what the run is judged by, float32[] by name, on fixed data; must
             have "loss", and may have more, such as "test_loss" and "test_accuracy".
+        floor: the irreducible loss, where it is known.
 
     Example:
         >>> task = optax_meta.tasks.quadratic()
@@ -35,6 +36,30 @@ class Task(NamedTuple):
     sample: Callable[[jax.Array], Any]
     loss: Callable[[Any, Any], jax.Array]
     evaluate: Callable[[Any], dict[str, jax.Array]]
+    floor: float = 0.0
+
+
+class TaskFamily(NamedTuple):
+    """A distribution over tasks of the same shapes, to learn a policy from.
+
+    Attributes:
+        name: short name.
+        description: one sentence.
+        sample: key → parameters of one task, a pytree of arrays; `jax.vmap` draws many.
+        build: parameters → the `Task`; called while tracing, so that a whole training run of each
+            of thousands of tasks is one program.
+
+    Example:
+        >>> family = optax_meta.families.quadratics()
+        >>> task = family.build(family.sample(jax.random.key(0)))
+        >>> task.loss(task.init(jax.random.key(1)), task.sample(jax.random.key(2))).shape
+        ()
+    """
+
+    name: str
+    description: str
+    sample: Callable[[jax.Array], Any]
+    build: Callable[[Any], Task]
 
 
 class MLP(nn.Module):

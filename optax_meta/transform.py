@@ -24,7 +24,7 @@ class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `metrics.Statistics`, packed, float32[11].
+        statistics: `metrics.Statistics`, packed, float32[17].
         controller_state: what the controller carries.
         last_params: strided sample of the parameters one step ago, float32[k], for a controller
             that asks for alignment; else an empty tuple.
@@ -104,7 +104,8 @@ def control_hyperparams(
         hint = ": call it" if callable(controller) else ""
         raise ValueError(f"`controller` must be a Controller, got {controller!r}{hint}")
     interval = controller.decision_interval if decision_interval is None else decision_interval
-    if not isinstance(interval, int) or interval < 1:
+    is_given = decision_interval is not None or isinstance(interval, int)
+    if is_given and (not isinstance(interval, int) or interval < 1):
         raise ValueError(f"`decision_interval` must be a whole number ≥ 1, got {interval!r}")
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
@@ -292,7 +293,7 @@ def _init(
 
 def _update(
     controller: Controller,
-    interval: int,
+    interval: Any,
     axis_name: str | None,
     build: Callable[..., optax.GradientTransformation],
     updates: optax.Updates,
@@ -344,7 +345,7 @@ def _measure(
     params: optax.Params | None,
     extra_args: Mapping[str, Any],
 ) -> tuple[jax.Array, Any]:
-    """Return value, cost, gradient norm and alignment, float32[4], and the parameters' sample."""
+    """Return what `metrics.Statistics` averages, float32[7], and the parameters' sample."""
     if controller.needs_value and extra_args.get("value") is None:
         raise ValueError(
             "the controller needs the loss: call `tx.update(grads, state, params, value=loss)`"
@@ -354,12 +355,15 @@ def _measure(
             "the controller needs the parameters: call `tx.update(grads, state, params)`"
         )
     grad_norm = metrics_lib.global_norm(updates)
-    alignment, last_params = jnp.float32(0.0), ()
+    move, last_params = jnp.zeros(3, jnp.float32), ()
     if controller.needs_alignment:
-        alignment, last_params = _align(updates, params, state.last_params, jnp.isfinite(grad_norm))
+        move, last_params = _align(updates, params, state.last_params, jnp.isfinite(grad_norm))
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
     # No gradient flows through what is measured: that of a norm at zero is nan.
-    measured = jax.lax.stop_gradient(jnp.stack([value, cost, grad_norm, alignment]))
+    last_value = Statistics.unpack(state.statistics).last[0]
+    change = jnp.where(state.step > 0, _distance(value, last_value), 0.0)
+    parts = [jnp.stack([value, cost, grad_norm]), move, change[None]]
+    measured = jax.lax.stop_gradient(jnp.concatenate(parts))
     measured = measured if axis_name is None else jax.lax.pmean(measured, axis_name)
     return measured, last_params
 
@@ -367,7 +371,7 @@ def _measure(
 def _align(
     updates: optax.Updates, params: Any, last_params: jax.Array, is_finite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the cosine of negative gradient and last move, and the parameters' new sample.
+    """Return alignment, update norm and parameter norm, float32[3], and the parameters' new sample.
 
     Under `lax.cond`, which XLA cannot reorder: else it copies all donated parameters, since the
     sample could be read after they were overwritten.
@@ -375,13 +379,24 @@ def _align(
 
     def measure() -> tuple[jax.Array, jax.Array]:
         sampled = metrics_lib.sample(params)
-        return -metrics_lib.cosine(metrics_lib.sample(updates), sampled - last_params), sampled
+        move = sampled - last_params
+        cosine = -metrics_lib.cosine(metrics_lib.sample(updates), move)
+        # A sample of k out of P coordinates has √(k/P) of the norm.
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+        scale = math.sqrt(max(size / sampled.size, 1.0))
+        norms = scale * jnp.stack([metrics_lib.norm(move), metrics_lib.norm(sampled)])
+        return jnp.append(cosine, jnp.minimum(norms, jnp.finfo(jnp.float32).max)), sampled
 
-    return jax.lax.cond(is_finite, measure, lambda: (jnp.float32(0.0), last_params))
+    return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(3, jnp.float32), last_params))
+
+
+def _distance(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return |x - y|, finite where both are."""
+    return jnp.minimum(jnp.abs(x - y), jnp.finfo(jnp.float32).max)
 
 
 def _decide(
-    controller: Controller, interval: int, statistics: Statistics, state: ControlState
+    controller: Controller, interval: Any, statistics: Statistics, state: ControlState
 ) -> tuple[Hyperparams, Any, Statistics]:
     """Ask the controller where a decision is due; else keep everything."""
 
@@ -396,9 +411,9 @@ def _decide(
         return kept, controller_state
 
     operands = (state.hyperparams, state.controller_state)
-    if interval == 1:
+    if isinstance(interval, int) and interval == 1:
         return *decide(*operands), statistics._replace(window=jnp.zeros(2, jnp.float32))
-    is_due = state.step % interval == 0
+    is_due = (state.step % interval == 0) | (state.step < controller.dense_steps)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
     return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))
 

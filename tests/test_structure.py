@@ -12,10 +12,11 @@ PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"metrics", "policy_gradient", "train_state"},
     {"base"},
-    {"observations", "actions", "rewards", "transform", "tasks"},
+    {"observations", "actions", "rewards", "transform", "tasks", "guides", "families"},
     {"policies", "recording"},
     {"controllers", "checkpoints"},
-    {"evaluation"},
+    {"episodes"},
+    {"evaluation", "meta_training", "protocol"},
     {"plots"},
     {"reports"},
     {"cli"},

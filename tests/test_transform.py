@@ -8,6 +8,8 @@ from conftest import run_values
 import optax_meta
 from optax_meta import Controller, control_hyperparams
 
+SEEN = ("value", "cost", "grad_norm", "alignment", "num_steps", "num_nonfinite")
+
 
 def recorder(**options):
     """A controller that keeps the metrics of its latest decision."""
@@ -18,7 +20,7 @@ def recorder(**options):
 
     def update(metrics, state, hyperparams):
         del state
-        return hyperparams, jnp.stack(metrics[:6])
+        return hyperparams, jnp.stack([getattr(metrics, name) for name in SEEN])
 
     return Controller(init, update, **options)
 

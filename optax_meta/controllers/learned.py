@@ -3,13 +3,13 @@
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from optax_meta import actions
 from optax_meta.base import Controller, Hyperparams
 from optax_meta.controllers.online import with_progress
 from optax_meta.metrics import Metrics
-from optax_meta.policies import Policy
+from optax_meta.policies import Policy, draw
 from optax_meta.recording import Decision, DecisionState
 
 
@@ -26,14 +26,21 @@ class LearnedState(NamedTuple):
 
 
 def learned(
-    policy: Policy, *, total_steps: int | None = None, decision_interval: int = 10
+    policy: Policy,
+    *,
+    total_steps: Any = None,
+    decision_interval: int | None = None,
+    seed: jax.typing.ArrayLike | None = None,
 ) -> Controller:
-    """Follow a frozen policy: its most probable action at every decision, nothing random.
+    """Follow a frozen policy.
 
     Args:
         policy: for instance from `optax_meta.load_policy`.
-        total_steps: length of the run in steps if known, for the progress feature.
-        decision_interval: steps between decisions, ≥ 1.
+        total_steps: length of the run in steps if known, for the policy's view of progress. A
+            traced int32[] may be below 1 where it is not known.
+        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without.
+        seed: None for the most probable action at every decision, nothing random; an integer, may
+            be traced, to sample the actions: what meta-training learns from.
 
     Returns:
         A `Controller`.
@@ -45,7 +52,7 @@ def learned(
         >>> policy = optax_meta.init_policy(jax.random.key(0))
         >>> controller = optax_meta.learned(policy, total_steps=1000)
     """
-    if total_steps is not None and total_steps < 1:
+    if isinstance(total_steps, int) and total_steps < 1:
         raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
 
     def init(hyperparams: Hyperparams) -> LearnedState:
@@ -53,12 +60,17 @@ def learned(
         empty = DecisionState.empty(len(policy.encoder.features), policy.action_space.num_actions)
         return LearnedState(policy.encoder.init(), empty)
 
-    return policy.as_controller(init, partial(_update, policy, total_steps), decision_interval)
+    update = partial(_update, policy, total_steps, seed)
+    interval = policy.guide.decision_interval(total_steps)
+    return policy.as_controller(
+        init, update, interval if decision_interval is None else decision_interval
+    )
 
 
 def _update(
     policy: Policy,
-    total_steps: int | None,
+    total_steps: Any,
+    seed: jax.typing.ArrayLike | None,
     metrics: Metrics,
     state: LearnedState,
     hyperparams: Hyperparams,
@@ -66,6 +78,10 @@ def _update(
     metrics = with_progress(metrics, total_steps)
     observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
     log_probs = policy.log_probs(policy.params, observation)
-    decision = Decision.choose(jnp.argmax(log_probs), log_probs, observation)
-    hyperparams = actions.apply(policy.action_space, decision.action, hyperparams)
+    if seed is None:
+        action = jnp.argmax(log_probs)
+    else:
+        action = draw(jnp.stack([jnp.uint32(seed), metrics.step.astype(jnp.uint32)]), log_probs)
+    decision = Decision.choose(action, log_probs, observation)
+    hyperparams = policy.apply(action, metrics, hyperparams)
     return hyperparams, LearnedState(encoder_state, DecisionState.pack(decision))

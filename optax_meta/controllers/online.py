@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from optax_meta import actions, policy_gradient, rewards
+from optax_meta import policy_gradient, rewards
 from optax_meta.actions import ActionSpace
 from optax_meta.base import Controller, Encoder, Hyperparams
 from optax_meta.metrics import Metrics
-from optax_meta.policies import Policy, Start, init_policy
+from optax_meta.policies import Policy, Start, draw, init_policy
 from optax_meta.recording import Decision, DecisionState
 from optax_meta.rewards import Reward
 
@@ -71,7 +71,7 @@ def reinforce(
     max_grad_norm: float = 1.0,
     policy_learning_rate: float = 1e-2,
     train_every: int = 5,
-    decision_interval: int = 10,
+    decision_interval: int | None = None,
     total_steps: int | None = None,
     seed: jax.typing.ArrayLike = 0,
 ) -> Controller:
@@ -98,7 +98,7 @@ def reinforce(
         max_grad_norm: the policy gradient is clipped to this L2 norm, > 0.
         policy_learning_rate: of the policy's own Adam, ≥ 0.
         train_every: decisions in an episode, ≥ 1.
-        decision_interval: steps between decisions, ≥ 1.
+        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without.
         total_steps: length of the run in steps if known, for the progress feature.
         seed: of the fresh policy and of every sample; an integer, may be traced.
 
@@ -161,7 +161,10 @@ def reinforce(
         return _init(first, train_every, jnp.asarray(seed, jnp.uint32))
 
     update = partial(_update, template, learner, total_steps)
-    return template.as_controller(init, update, decision_interval)
+    interval = template.guide.decision_interval(total_steps)
+    return template.as_controller(
+        init, update, interval if decision_interval is None else decision_interval
+    )
 
 
 def extract_policy(policy: Policy, controller_state: Any) -> Policy:
@@ -236,7 +239,7 @@ def _update(
     state, reward = _collect_reward(learner, metrics, state)
     state = _learn_if_due(policy, learner, state)
     decision = _sample(policy, state, observation)._replace(reward=reward)
-    hyperparams = actions.apply(policy.action_space, decision.action, hyperparams)
+    hyperparams = policy.apply(decision.action, metrics, hyperparams)
     row = jnp.stack([decision.action.astype(jnp.float32), decision.log_prob, jnp.float32(0.0)])
     position = state.stream[1] % state.episode.shape[0]
     return hyperparams, state._replace(
@@ -248,12 +251,17 @@ def _update(
     )
 
 
-def with_progress(metrics: Metrics, total_steps: int | None) -> Metrics:
-    """Fill in the share of the run that is over, where the horizon is known."""
+def with_progress(metrics: Metrics, total_steps: Any) -> Metrics:
+    """Fill in the share of the run that is over, where the horizon is known.
+
+    Args:
+        metrics: of which `step` is read.
+        total_steps: length of the run in steps; None, or an int32[] below 1, where it is not known.
+    """
     if total_steps is None:
         return metrics
-    share = jnp.minimum(metrics.step.astype(jnp.float32) / total_steps, 1.0)
-    return metrics._replace(progress=share)
+    share = jnp.minimum(metrics.step.astype(jnp.float32) / jnp.maximum(total_steps, 1), 1.0)
+    return metrics._replace(progress=jnp.where(jnp.asarray(total_steps) > 0, share, -1.0))
 
 
 def _collect_reward(
@@ -327,11 +335,6 @@ def _learn(
 
 
 def _sample(policy: Policy, state: ReinforceState, observation: jax.Array) -> Decision:
-    """Draw an action by inverting the cumulative distribution."""
     _, unravel = ravel_pytree(policy.params)
     log_probs = policy.log_probs(unravel(state.policy_params), observation)
-    key = jax.random.wrap_key_data(state.stream, impl="threefry2x32")
-    cumulative = jnp.cumsum(jnp.exp(log_probs))
-    drawn = jax.random.uniform(key, dtype=jnp.float32) * cumulative[-1]
-    action = jnp.minimum(jnp.sum(cumulative <= drawn), log_probs.size - 1)
-    return Decision.choose(action, log_probs, observation)
+    return Decision.choose(draw(state.stream, log_probs), log_probs, observation)

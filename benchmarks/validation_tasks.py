@@ -1,0 +1,118 @@
+"""The validation tier: tasks that choose among policies, so that test tasks choose nothing.
+
+Unlike the families that policies are trained on, and unlike the test tasks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_meta.tasks import MLP, Task
+
+
+def spirals(*, batch_size: int = 32) -> Task:
+    """Three noisy spirals in the plane with 5 % label noise, MLP 2-48-48-3."""
+    model = MLP((48, 48, 3))
+
+    def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        keys = jax.random.split(key, 4)
+        radius = jnp.sqrt(jax.random.uniform(keys[0], (count,)))
+        arm = jax.random.randint(keys[1], (count,), 0, 3)
+        angle = 6.0 * radius + 2.0 * jnp.pi / 3.0 * arm
+        x = jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle)], axis=-1)
+        x += 0.04 * jax.random.normal(keys[2], x.shape)
+        flip = jax.random.uniform(keys[3], (count,))
+        return 2.0 * x, jnp.where(flip < 0.05, (arm + 1) % 3, arm)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        x, y = batch
+        logits = jnp.asarray(model.apply(params, x))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+
+    return _streamed("spirals", model, jnp.zeros((1, 2)), draw, loss, batch_size)
+
+
+def friedman(*, batch_size: int = 16) -> Task:
+    """Friedman's regression of ten inputs with noise, MLP 10-64-1."""
+    model = MLP((64, 1))
+
+    def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        x_key, noise_key = jax.random.split(key)
+        x = jax.random.uniform(x_key, (count, 10))
+        y = 10.0 * jnp.sin(jnp.pi * x[:, 0] * x[:, 1]) + 20.0 * (x[:, 2] - 0.5) ** 2
+        y += 10.0 * x[:, 3] + 5.0 * x[:, 4] + jax.random.normal(noise_key, (count,))
+        return x, y
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        x, y = batch
+        return jnp.mean((jnp.asarray(model.apply(params, x))[:, 0] - y) ** 2)
+
+    return _streamed("friedman", model, jnp.zeros((1, 10)), draw, loss, batch_size)
+
+
+def parity(*, batch_size: int = 64) -> Task:
+    """Parity of three out of twelve bits, with 10 % label noise, MLP 12-64-64-2."""
+    model = MLP((64, 64, 2))
+
+    def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        x_key, flip_key = jax.random.split(key)
+        bits = jax.random.bernoulli(x_key, shape=(count, 12)).astype(jnp.int32)
+        flips = jax.random.bernoulli(flip_key, 0.1, (count,))
+        return 2.0 * bits - 1.0, (jnp.sum(bits[:, :3], axis=1) + flips) % 2
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        x, y = batch
+        logits = jnp.asarray(model.apply(params, x))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+
+    return _streamed("parity", model, jnp.zeros((1, 12)), draw, loss, batch_size)
+
+
+def poisson(*, batch_size: int = 32) -> Task:
+    """Poisson regression of counts with a log link in forty dimensions: a convex problem."""
+    weights = jax.random.normal(jax.random.key(7), (40,)) / jnp.arange(1.0, 41.0)
+
+    def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        x_key, y_key = jax.random.split(key)
+        x = jax.random.normal(x_key, (count, 40))
+        return x, jax.random.poisson(y_key, jnp.exp(x @ weights)).astype(jnp.float32)
+
+    def loss(params: jax.Array, batch: Any) -> jax.Array:
+        x, y = batch
+        log_rate = jnp.clip(x @ params, -20.0, 20.0)
+        return jnp.mean(jnp.exp(log_rate) - y * log_rate + jax.lax.lgamma(y + 1.0))
+
+    fixed = draw(jax.random.key(99), 2048)
+    return Task(
+        "poisson",
+        poisson.__doc__ or "",
+        lambda key: 0.1 * jax.random.normal(key, (40,)),
+        lambda key: draw(key, batch_size),
+        loss,
+        lambda params: {"loss": loss(params, fixed)},
+    )
+
+
+def _streamed(
+    name: str,
+    model: Any,
+    x: jax.Array,
+    draw: Callable[[jax.Array, int], Any],
+    loss: Callable[[Any, Any], jax.Array],
+    batch_size: int,
+) -> Task:
+    fixed = draw(jax.random.key(99), 2048)
+    return Task(
+        name,
+        name,
+        lambda key: model.init(key, x),
+        lambda key: draw(key, batch_size),
+        loss,
+        lambda params: {"loss": loss(params, fixed)},
+    )
+
+
+VALIDATION = {"spirals": spirals, "friedman": friedman, "parity": parity, "poisson": poisson}

@@ -1,0 +1,146 @@
+"""One training run under a policy, and what there is to learn from it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_meta.controllers.learned import learned
+from optax_meta.metrics import Statistics
+from optax_meta.policies import Policy
+from optax_meta.recording import record
+from optax_meta.tasks import Task
+from optax_meta.transform import control_hyperparams
+
+
+class Trajectory(NamedTuple):
+    """The decisions of one run, D at most.
+
+    Attributes:
+        observation: what the policy saw, float32[D, features].
+        action: what it chose, int32[D].
+        log_prob: log π(action|observation), float32[D].
+        value: mean training loss until the next decision, float32[D]; finite.
+        learning_rate: used until the next decision, float32[D].
+        mask: 1 for a decision, 0 for padding behind the last one, float32[D].
+        initial: what `Task.evaluate` gives before the first step, float32[] by name.
+        final: the same after the last step; may not be finite.
+
+    Example:
+        >>> policy = optax_meta.init_policy(jax.random.key(0))
+        >>> task = optax_meta.tasks.quadratic(dim=3)
+        >>> trajectory = optax_meta.rollout(policy, task, jax.random.key(1), total_steps=50)
+        >>> trajectory.action.shape
+        (5,)
+    """
+
+    observation: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    learning_rate: jax.Array
+    mask: jax.Array
+    initial: dict[str, jax.Array]
+    final: dict[str, jax.Array]
+
+
+def rollout(
+    policy: Policy,
+    task: Task,
+    key: jax.Array,
+    *,
+    total_steps: Any,
+    optimizer: Callable[..., optax.GradientTransformation] = optax.adamw,
+    learning_rate: jax.typing.ArrayLike = 1e-3,
+    seed: jax.typing.ArrayLike | None = None,
+    horizon_is_known: Any = True,
+    max_decisions: int | None = None,
+) -> Trajectory:
+    """Train a task once under a policy.
+
+    Runs the transformation that users run, `control_hyperparams(optimizer, learned(policy))`, and
+    reads the decisions from its state. A pure function: `jax.vmap` it over keys and seeds.
+
+    Args:
+        policy: what decides; `_replace(params=…)` to differentiate or to search.
+        task: what is trained.
+        key: of initial parameters and batches.
+        total_steps: length of the run, ≥ 1; may be traced if `max_decisions` is given, so that one
+            compilation serves every length.
+        optimizer: the inner factory.
+        learning_rate: the starting rate, float32[].
+        seed: of the actions, uint32[]; None for the most probable one.
+        horizon_is_known: whether the policy is told the length of the run; bool[].
+        max_decisions: D; None to count the decisions of `total_steps`.
+
+    Returns:
+        A `Trajectory`.
+
+    Raises:
+        ValueError: `total_steps` is below 1, or traced without `max_decisions`.
+
+    Example:
+        >>> policy = optax_meta.init_policy(jax.random.key(0))
+        >>> task = optax_meta.tasks.quadratic(dim=3)
+        >>> trajectory = optax_meta.rollout(policy, task, jax.random.key(1), total_steps=50)
+        >>> bool(trajectory.final["loss"] < trajectory.initial["loss"])
+        True
+    """
+    if isinstance(total_steps, int):
+        if total_steps < 1:
+            raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
+    elif max_decisions is None:
+        raise ValueError("a traced `total_steps` needs `max_decisions`, the length of the arrays")
+    is_static = isinstance(total_steps, int) and isinstance(horizon_is_known, bool)
+    told = jnp.where(horizon_is_known, total_steps, 0)
+    if is_static:
+        told = total_steps if horizon_is_known else None
+    controller = learned(policy, total_steps=told, seed=seed)
+    dense, interval = controller.dense_steps, controller.decision_interval
+    if max_decisions is None:
+        due = [t for t in range(total_steps) if t < dense or t % interval == 0]
+        max_decisions = len(due)
+    tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
+    init_key, data_key = jax.random.split(key)
+    params = task.init(init_key)
+    initial = task.evaluate(params)
+
+    def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, opt_state = carry
+        batch = task.sample(jax.random.fold_in(data_key, t))
+        loss, grads = jax.value_and_grad(task.loss)(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params, value=loss)
+        return optax.apply_updates(params, updates), opt_state
+
+    def decide(carry: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+        position, t, run, rows = carry
+        due = jnp.where(t + 1 < dense, t + 1, (t // interval + 1) * interval)
+        end = jnp.minimum(due, total_steps)
+        run = jax.lax.fori_loop(t, end, step, run)
+        rows = jax.tree.map(lambda xs, x: xs.at[position].set(x), rows, _row(run[1]))
+        return position + 1, end, run, rows
+
+    start = (params, tx.init(params))
+    shapes = jax.eval_shape(_row, start[1])
+    rows = jax.tree.map(lambda x: jnp.zeros((max_decisions, *x.shape), x.dtype), shapes)
+    count, _, (params, _), rows = jax.lax.while_loop(
+        lambda carry: (carry[1] < total_steps) & (carry[0] < max_decisions),
+        decide,
+        (jnp.int32(0), jnp.int32(0), start, rows),
+    )
+    mask = (jnp.arange(max_decisions) < count).astype(jnp.float32)
+    return Trajectory(**rows, mask=mask, initial=initial, final=task.evaluate(params))
+
+
+def _row(opt_state: Any) -> dict[str, jax.Array]:
+    row = record(opt_state)
+    assert row.decision is not None  # noqa: S101 - `learned` keeps one
+    return {
+        "observation": row.decision.observation,
+        "action": row.decision.action,
+        "log_prob": row.decision.log_prob,
+        "value": Statistics.unpack(opt_state.statistics).means[0],
+        "learning_rate": row.hyperparams["learning_rate"].astype(jnp.float32),
+    }

@@ -1,0 +1,340 @@
+"""Task families to meta-train on: small, cheap, and as unlike each other as they can be.
+
+None shares data, architecture or loss with the tasks that controllers are compared on. What is
+drawn for each task: its data, label noise, conditioning, initial scale, the scale of the loss and
+the units in which the parameters are stored.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_meta.tasks import Task, TaskFamily
+
+Activation = Callable[[jax.Array], jax.Array]
+_EVALUATION_SIZE = 256
+
+
+class Scales(NamedTuple):
+    """What is drawn alike for every family, float32[] each.
+
+    Attributes:
+        loss: the loss is multiplied by it, 1e-2 … 1e2.
+        params: parameters are stored divided by it, 1e-3 … 1e3; 1 for half of the tasks.
+        init: initial parameters are multiplied by it, 0.4 … 2.5.
+    """
+
+    loss: jax.Array
+    params: jax.Array
+    init: jax.Array
+
+
+def networks(
+    *,
+    sizes: Sequence[int] = (12, 32, 32, 6),
+    activation: Activation = jax.nn.relu,
+    batch_size: int = 32,
+    classify: bool = True,
+    normalize: bool = False,
+    name: str = "network",
+) -> TaskFamily:
+    """Fit a random two-layer network with a deeper one, from an endless noisy stream.
+
+    Args:
+        sizes: widths of the student, inputs and outputs included.
+        activation: of the student; the teacher's is tanh.
+        batch_size: fresh samples a step.
+        classify: cross-entropy on classes drawn from the teacher's softmax, else squared error
+            with additive noise.
+        normalize: normalize every hidden layer and add it to the last one of the same width.
+        name: of the family.
+
+    Returns:
+        A `TaskFamily`.
+
+    Example:
+        >>> optax_meta.families.networks(sizes=(4, 8, 2), classify=False).name
+        'network'
+    """
+    inputs, outputs = sizes[0], sizes[-1]
+
+    def sample(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 6)
+        decay = jax.random.uniform(keys[0], maxval=1.5)
+        spectrum = jnp.arange(1.0, inputs + 1.0) ** -decay
+        sharpness = 10.0 ** jax.random.uniform(keys[1], minval=0.0, maxval=1.0)
+        return {
+            "spectrum": spectrum / jnp.sqrt(jnp.mean(spectrum**2)),
+            "hidden": jax.random.normal(keys[2], (inputs, 16)) * 1.5 / jnp.sqrt(inputs),
+            "head": sharpness * jax.random.normal(keys[3], (16, outputs)) / 4.0,
+            "noise": jax.random.uniform(keys[4], maxval=0.5),
+            "scales": _scales(keys[5]),
+            "evaluation": jax.random.bits(keys[5]),
+        }
+
+    def build(drawn: dict[str, Any]) -> Task:
+        def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x_key, y_key = jax.random.split(key)
+            x = drawn["spectrum"] * jax.random.normal(x_key, (count, inputs))
+            target = jnp.tanh(x @ drawn["hidden"]) @ drawn["head"]
+            if classify:
+                return x, jax.random.categorical(y_key, target / (0.1 + drawn["noise"]))
+            return x, target + drawn["noise"] * jax.random.normal(y_key, target.shape)
+
+        def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            x, y = batch
+            out = _network(params, x, activation, normalize=normalize)
+            return jnp.mean(_cross_entropy(out, y) if classify else jnp.square(out - y))
+
+        return _task(name, partial(_init_network, sizes), draw, loss, batch_size, drawn)
+
+    kind = "classification" if classify else "regression"
+    return TaskFamily(name, f"{kind} by a network {'-'.join(map(str, sizes))}", sample, build)
+
+
+def quadratics(*, dim: int = 40) -> TaskFamily:
+    """Minimize ill-conditioned, rotated, noisy quadratics.
+
+    Args:
+        dim: number of parameters.
+
+    Returns:
+        A `TaskFamily`; the loss has a floor of 1e-4 of its first value.
+
+    Example:
+        >>> optax_meta.families.quadratics(dim=5).sample(jax.random.key(0))["curvature"].shape
+        (5,)
+    """
+
+    def sample(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 6)
+        decades = jax.random.uniform(keys[0], minval=0.0, maxval=3.5)
+        axis = jax.random.normal(keys[1], (dim,))
+        rotated = jax.random.bernoulli(keys[2])
+        return {
+            "curvature": 10.0 ** jnp.linspace(-decades, 0.0, dim),
+            "axis": rotated * axis / jnp.linalg.norm(axis),
+            "noise": 10.0 ** jax.random.uniform(keys[3], minval=-2.0, maxval=0.3),
+            "optimum": jax.random.normal(keys[4], (dim,)),
+            "scales": _scales(keys[5]),
+            "evaluation": jax.random.bits(keys[5]),
+        }
+
+    def build(drawn: dict[str, Any]) -> Task:
+        def draw(count: int, key: jax.Array) -> jax.Array:
+            return drawn["noise"] * jax.random.normal(key, (count, dim)) / jnp.sqrt(8.0)
+
+        def loss(params: jax.Array, batch: jax.Array) -> jax.Array:
+            shifted = params - drawn["optimum"]
+            turned = shifted - 2.0 * drawn["axis"] * jnp.dot(drawn["axis"], shifted)
+            noisy = turned - jnp.mean(batch, axis=0)
+            return 0.5 * jnp.mean(drawn["curvature"] * noisy**2) + 1e-4
+
+        def init(key: jax.Array) -> jax.Array:
+            return jax.random.normal(key, (dim,))
+
+        return _task("quadratic", init, draw, loss, 8, drawn, exact=jnp.zeros((1, dim)))
+
+    return TaskFamily("quadratic", f"noisy quadratics in {dim} dimensions", sample, build)
+
+
+def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskFamily:
+    """Learn the transitions of a random Markov chain with an embedding and a linear head.
+
+    Args:
+        tokens: size of the vocabulary.
+        width: of the embedding.
+        batch_size: fresh transitions a step.
+
+    Returns:
+        A `TaskFamily`.
+
+    Example:
+        >>> optax_meta.families.bigrams().name
+        'bigram'
+    """
+
+    def sample(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 4)
+        sharpness = jax.random.uniform(keys[0], minval=0.5, maxval=3.0)
+        frequent = -jax.random.uniform(keys[1], maxval=1.5) * jnp.log(jnp.arange(1.0, tokens + 1))
+        return {
+            "frequency": frequent,
+            "transition": sharpness * jax.random.normal(keys[2], (tokens, tokens)) + frequent,
+            "scales": _scales(keys[3]),
+            "evaluation": jax.random.bits(keys[3]),
+        }
+
+    def build(drawn: dict[str, Any]) -> Task:
+        def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            first_key, next_key = jax.random.split(key)
+            first = jax.random.categorical(first_key, drawn["frequency"], shape=(count,))
+            return first, jax.random.categorical(next_key, drawn["transition"][first])
+
+        def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            first, after = batch
+            hidden = jax.nn.one_hot(first, tokens) @ params["embedding"]
+            return jnp.mean(_cross_entropy(_affine(params["head"], hidden), after))
+
+        def init(key: jax.Array) -> Any:
+            embed_key, head_key = jax.random.split(key)
+            embedding = jax.random.normal(embed_key, (tokens, width))
+            return {"embedding": embedding, "head": _init_affine(head_key, width, tokens)}
+
+        return _task("bigram", init, draw, loss, batch_size, drawn)
+
+    return TaskFamily("bigram", f"bigrams of {tokens} tokens", sample, build)
+
+
+def tables(*, hidden_size: int = 24, batch_size: int = 32) -> TaskFamily:
+    """Classify scikit-learn's breast cancer, wine and iris tables with fresh label noise.
+
+    The three tables share one shape: columns beyond a table's own are zero. Needs scikit-learn.
+
+    Args:
+        hidden_size: of the two hidden layers.
+        batch_size: rows a step, drawn with replacement.
+
+    Returns:
+        A `TaskFamily`.
+
+    Example:
+        >>> optax_meta.families.tables().name
+        'table'
+    """
+    from sklearn import datasets
+
+    loaded = [f(return_X_y=True) for f in (datasets.load_breast_cancer, datasets.load_wine)]
+    loaded.append(datasets.load_iris(return_X_y=True))
+    columns, classes, rows = 30, 3, 150
+    xs, ys = [], []
+    for x, y in loaded:
+        x = (x - x.mean(0)) / x.std(0)  # noqa: PLW2901
+        picked = jax.random.permutation(jax.random.key(0), len(x))[:rows]
+        xs.append(jnp.pad(jnp.asarray(x, jnp.float32), ((0, 0), (0, columns - x.shape[1])))[picked])
+        ys.append(jnp.asarray(y, jnp.int32)[picked])
+    all_x, all_y = jnp.stack(xs), jnp.stack(ys)
+    sizes = (columns, hidden_size, hidden_size, classes)
+
+    def sample(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 4)
+        return {
+            "table": jax.random.randint(keys[0], (), 0, len(loaded)),
+            "noise": jax.random.uniform(keys[1], minval=0.05, maxval=0.3),
+            "columns": 10.0 ** jax.random.uniform(keys[2], (columns,), minval=-0.7, maxval=0.7),
+            "scales": _scales(keys[3]),
+            "evaluation": jax.random.bits(keys[3]),
+        }
+
+    def build(drawn: dict[str, Any]) -> Task:
+        def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            row_key, flip_key, label_key = jax.random.split(key, 3)
+            row = jax.random.randint(row_key, (count,), 0, rows)
+            x, y = all_x[drawn["table"], row], all_y[drawn["table"], row]
+            is_flipped = jax.random.bernoulli(flip_key, drawn["noise"], (count,))
+            other = jax.random.randint(label_key, (count,), 0, classes)
+            return x * drawn["columns"], jnp.where(is_flipped, other, y)
+
+        def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            x, y = batch
+            return jnp.mean(_cross_entropy(_network(params, x, jnp.tanh), y))
+
+        return _task("table", partial(_init_network, sizes), draw, loss, batch_size, drawn)
+
+    return TaskFamily("table", "small tables with label noise", sample, build)
+
+
+FAMILIES: dict[str, Callable[[], TaskFamily]] = {
+    "relu": partial(networks, name="relu"),
+    "tanh": partial(
+        networks, sizes=(8, 24, 24, 1), activation=jnp.tanh, classify=False, name="tanh"
+    ),
+    "deep": partial(
+        networks,
+        sizes=(16, 16, 16, 16, 16, 8),
+        activation=jax.nn.gelu,
+        batch_size=16,
+        normalize=True,
+        name="deep",
+    ),
+    "linear": partial(networks, sizes=(24, 10), batch_size=8, name="linear"),
+    "narrow": partial(networks, sizes=(6, 48, 3), batch_size=64, classify=False, name="narrow"),
+    "quadratic": quadratics,
+    "bigram": bigrams,
+    "table": tables,
+}
+"""Families that shipped policies were trained on, by name."""
+
+
+def _scales(key: jax.Array) -> Scales:
+    keys = jax.random.split(key, 4)
+    units = 10.0 ** jax.random.uniform(keys[1], minval=-3.0, maxval=3.0)
+    return Scales(
+        loss=10.0 ** jax.random.uniform(keys[0], minval=-2.0, maxval=2.0),
+        params=jnp.where(jax.random.bernoulli(keys[2]), units, 1.0),
+        init=10.0 ** jax.random.uniform(keys[3], minval=-0.4, maxval=0.4),
+    )
+
+
+def _task(
+    name: str,
+    init: Callable[[jax.Array], Any],
+    draw: Callable[[int, jax.Array], Any],
+    loss: Callable[[Any, Any], jax.Array],
+    batch_size: int,
+    drawn: dict[str, Any],
+    *,
+    exact: Any = None,
+) -> Task:
+    """Return the task in the drawn units of parameters and loss."""
+    scales: Scales = drawn["scales"]
+
+    def scaled_loss(params: Any, batch: Any) -> jax.Array:
+        return scales.loss * loss(jax.tree.map(lambda p: scales.params * p, params), batch)
+
+    def evaluate(params: Any) -> dict[str, jax.Array]:
+        key = jax.random.key(drawn["evaluation"])
+        batch = draw(_EVALUATION_SIZE, key) if exact is None else exact
+        return {"loss": scaled_loss(params, batch)}
+
+    def scaled_init(key: jax.Array) -> Any:
+        return jax.tree.map(lambda p: p * (scales.init / scales.params), init(key))
+
+    return Task(name, name, scaled_init, partial(draw, batch_size), scaled_loss, evaluate)
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _init_affine(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    kernel = jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(inputs)
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
+
+def _affine(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    return x @ params["kernel"] + params["bias"]
+
+
+def _init_network(sizes: Sequence[int], key: jax.Array) -> list[dict[str, jax.Array]]:
+    keys = jax.random.split(key, len(sizes) - 1)
+    pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)
+    return [_init_affine(key, inputs, outputs) for key, inputs, outputs in pairs]
+
+
+def _network(
+    params: list[Any], x: jax.Array, activation: Activation, *, normalize: bool = False
+) -> jax.Array:
+    *hidden, head = params
+    for layer in hidden:
+        y = activation(_affine(layer, x))
+        if normalize:
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+            y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + 1e-3)
+            y = x + y if x.shape == y.shape else y
+        x = y
+    return _affine(head, x)

@@ -1,0 +1,112 @@
+"""What happens to the learning rate around the actions of a policy.
+
+A policy multiplies a learning rate; a guide says from where it starts, how often the policy is
+asked, how the rate falls when the end of the run is known, and how far one update may move the
+parameters. All of it follows from `Metrics` alone: a guide has no state.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_meta.base import Hyperparams
+from optax_meta.metrics import Metrics
+
+HYPERPARAM = "learning_rate"
+_LARGEST_JUMP = 1e3
+
+
+class Guide(NamedTuple):
+    """How the learning rate moves when the policy holds, and how often the policy is asked.
+
+    The starting rate of the user is forgotten within `calibration_steps`: the first update is made
+    at no more than `probe_rate`, and each of the next ones scales the rate until one update moves
+    the parameters by `target_ratio` of their norm. This needs the strided sample of the parameters
+    that alignment is measured from, no update's norm, and works for any optimizer and any scale of
+    the parameters.
+
+    Attributes:
+        calibration_steps: steps, from the first, in which the rate is calibrated; 0 for none.
+        probe_rate: largest learning rate of the very first update.
+        target_ratio: norm of the update over norm of the parameters to calibrate to.
+        max_ratio: the rate is kept so low that the last update, scaled with it, would have moved
+            the parameters by no more than this share of their norm.
+        dense_steps: the policy decides at each of the first steps.
+        num_decisions: further decisions in a run of known length, evenly spaced; 0 for one every
+            ten steps, as where the length is not known.
+        anneal: whether a held rate falls linearly to 0 at the end of a run of known length.
+
+    Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
+    "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
+    low and probing up from A. Cutkosky et al., "Mechanic: A Learning Rate Tuner",
+    https://arxiv.org/abs/2306.00144.
+
+    Example:
+        >>> guide = optax_meta.guides.Guide(calibration_steps=8, anneal=True)
+        >>> policy = optax_meta.init_policy(jax.random.key(0))._replace(guide=guide)
+    """
+
+    calibration_steps: int = 0
+    probe_rate: float = 1e-6
+    target_ratio: float = 1e-3
+    max_ratio: float = math.inf
+    dense_steps: int = 0
+    num_decisions: int = 0
+    anneal: bool = False
+
+    @property
+    def needs_alignment(self) -> bool:
+        """Whether it reads the norms of parameters and updates."""
+        return self.calibration_steps > 0 or self.max_ratio < math.inf
+
+    def decision_interval(self, total_steps: Any) -> Any:
+        """Return the steps between decisions: a whole number, or int32[] for a traced horizon."""
+        if total_steps is None or self.num_decisions == 0:
+            return 10
+        if isinstance(total_steps, int):
+            return max(-(-total_steps // self.num_decisions), 1)
+        return jnp.where(total_steps > 0, -(-total_steps // self.num_decisions), 10)
+
+    def lead(self, metrics: Metrics, hyperparams: Hyperparams) -> Hyperparams:
+        """Return the hyperparameters that the policy's action then changes.
+
+        Args:
+            metrics: the run since the last decision, with its progress.
+            hyperparams: those used since.
+        """
+        if HYPERPARAM not in hyperparams:
+            return hyperparams
+        rate = hyperparams[HYPERPARAM]
+        lead = rate * self._anneal(metrics).astype(rate.dtype) if self.anneal else rate
+        if self.calibration_steps > 0:
+            wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
+            jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP).astype(rate.dtype)
+            probe = jnp.minimum(rate, self.probe_rate)
+            calibrated = jnp.where(metrics.step > 0, rate * jump, probe)
+            lead = jnp.where(metrics.step < self.calibration_steps, calibrated, lead)
+        return {**hyperparams, HYPERPARAM: lead}
+
+    def bound(self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams) -> Hyperparams:
+        """Return `wanted` with the learning rate held to `max_ratio`.
+
+        Args:
+            metrics: the run since the last decision.
+            hyperparams: those used since.
+            wanted: those that the policy asks for.
+        """
+        if HYPERPARAM not in hyperparams or self.max_ratio == math.inf:
+            return wanted
+        rate = hyperparams[HYPERPARAM]
+        room = self.max_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
+        largest = rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
+        return {**wanted, HYPERPARAM: jnp.minimum(wanted[HYPERPARAM], largest)}
+
+    def _anneal(self, metrics: Metrics) -> jax.Array:
+        """Return (1 - p)/(1 - p') for the progress p now and p' at the last decision."""
+        step = metrics.step.astype(jnp.float32)
+        share = jnp.maximum(step - metrics.num_steps, 0.0) / jnp.maximum(step, 1.0)
+        left, left_before = 1.0 - metrics.progress, 1.0 - metrics.progress * share
+        is_within = (metrics.progress >= 0.0) & (left > 0.0)
+        return jnp.where(is_within, left / jnp.maximum(left_before, 1e-6), 1.0)
