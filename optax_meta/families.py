@@ -40,6 +40,7 @@ def networks(
     batch_size: int = 32,
     classify: bool = True,
     normalize: bool = False,
+    heavy_tailed: bool = False,
     name: str = "network",
 ) -> TaskFamily:
     """Fit a random two-layer network with a deeper one, from an endless noisy stream.
@@ -51,6 +52,8 @@ def networks(
         classify: cross-entropy on classes drawn from the teacher's softmax, else squared error
             with additive noise.
         normalize: normalize every hidden layer and add it to the last one of the same width.
+        heavy_tailed: inputs and noise follow Student's t with 3 degrees of freedom, so that single
+            gradients are a hundred times larger than most.
         name: of the family.
 
     Returns:
@@ -62,8 +65,11 @@ def networks(
     """
     inputs, outputs = sizes[0], sizes[-1]
 
+    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.t(key, 3.0, shape) if heavy_tailed else jax.random.normal(key, shape)
+
     def sample(key: jax.Array) -> dict[str, Any]:
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 8)
         decay = jax.random.uniform(keys[0], maxval=1.5)
         spectrum = jnp.arange(1.0, inputs + 1.0) ** -decay
         sharpness = 10.0 ** jax.random.uniform(keys[1], minval=0.0, maxval=1.0)
@@ -72,6 +78,8 @@ def networks(
             "hidden": jax.random.normal(keys[2], (inputs, 16)) * 1.5 / jnp.sqrt(inputs),
             "head": sharpness * jax.random.normal(keys[3], (16, outputs)) / 4.0,
             "noise": jax.random.uniform(keys[4], maxval=0.5),
+            "target_scale": 10.0 ** jax.random.uniform(keys[6], minval=-0.5, maxval=1.0),
+            "target_shift": jax.random.normal(keys[7], (outputs,)),
             "scales": _scales(keys[5]),
             "evaluation": jax.random.bits(keys[5]),
         }
@@ -79,11 +87,12 @@ def networks(
     def build(drawn: dict[str, Any]) -> Task:
         def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             x_key, y_key = jax.random.split(key)
-            x = drawn["spectrum"] * jax.random.normal(x_key, (count, inputs))
+            x = drawn["spectrum"] * noise(x_key, (count, inputs))
             target = jnp.tanh(x @ drawn["hidden"]) @ drawn["head"]
             if classify:
                 return x, jax.random.categorical(y_key, target / (0.1 + drawn["noise"]))
-            return x, target + drawn["noise"] * jax.random.normal(y_key, target.shape)
+            target += drawn["noise"] * noise(y_key, target.shape)
+            return x, drawn["target_scale"] * (target + drawn["target_shift"])
 
         def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             x, y = batch
@@ -263,6 +272,9 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     ),
     "linear": partial(networks, sizes=(24, 10), batch_size=8, name="linear"),
     "narrow": partial(networks, sizes=(6, 48, 3), batch_size=64, classify=False, name="narrow"),
+    "heavy": partial(
+        networks, sizes=(10, 24, 4), batch_size=16, classify=False, heavy_tailed=True, name="heavy"
+    ),
     "quadratic": quadratics,
     "bigram": bigrams,
     "table": tables,

@@ -397,7 +397,7 @@ def _learn(
         return (
             optax.apply_updates(flat, updates),
             learner_state,
-            {"grad_norm": optax.global_norm(gradient)},
+            {"grad_norm": optax.tree.norm(gradient)},
         )
     rows = {
         name: jnp.concatenate(
@@ -431,7 +431,7 @@ def _learn(
             optax.apply_updates(flat, updates),
             learner_state,
             entropy,
-            optax.global_norm(gradient),
+            optax.tree.norm(gradient),
         )
 
     zero = jnp.float32(0.0)
