@@ -9,6 +9,7 @@ from optax_meta import rewards as rewards
 from optax_meta import tasks as tasks
 from optax_meta.base import Controller as Controller
 from optax_meta.base import Encoder as Encoder
+from optax_meta.checkpoints import available_policies as available_policies
 from optax_meta.checkpoints import graft as graft
 from optax_meta.checkpoints import load_policy as load_policy
 from optax_meta.checkpoints import save_policy as save_policy

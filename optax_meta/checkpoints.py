@@ -8,9 +8,11 @@ flat float32 vector. Nothing in it is executed. `graft` restores a state by the 
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,19 +23,36 @@ from jax.flatten_util import ravel_pytree
 
 from optax_meta.actions import ActionSpace, Move, check_bounds
 from optax_meta.base import Encoder
+from optax_meta.guides import Guide
 from optax_meta.observations import ENCODERS
 from optax_meta.policies import Policy, PolicyNetwork, init_policy
 
 FORMAT = 1
 _LARGEST_FILE = 64 * 2**20
+_SHIPPED = Path(__file__).parent / "pretrained"
+_SUFFIX = ".policy"
 
 
-def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
+def available_policies() -> tuple[str, ...]:
+    """Return the names of the policies that come with the package, for `load_policy`.
+
+    Example:
+        >>> "any-lr-v1" in optax_meta.available_policies()
+        True
+    """
+    return tuple(sorted(path.stem for path in _SHIPPED.glob(f"*{_SUFFIX}")))
+
+
+def save_policy(
+    policy: Policy, path: str | os.PathLike[str], *, notes: Mapping[str, Any] | None = None
+) -> None:
     """Write a policy to one file, whole or not at all.
 
     Args:
         policy: its network must be a `PolicyNetwork`.
         path: where to; an existing file is replaced.
+        notes: kept in the card for people to read: how it was trained, results, known failures;
+            JSON values.
 
     Raises:
         ValueError: the network is of another class, or the path cannot be written.
@@ -56,17 +75,19 @@ def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".policy-") as folder:
             whole = Path(folder) / "policy"
-            _write(whole, _card(policy, policy.network, params), params)
+            _write(
+                whole, {**_card(policy, policy.network, params), "notes": dict(notes or {})}, params
+            )
             whole.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write the policy to `{path}`: {error.strerror}") from error
 
 
 def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None) -> Policy:
-    """Read a policy that `save_policy` wrote.
+    """Read a policy that comes with the package, or one that `save_policy` wrote.
 
     Args:
-        name_or_path: path of the file.
+        name_or_path: one of `available_policies()`, or the path of a file.
         encoder: needed where the policy was trained with an encoder of one's own, which a file
             cannot hold; its features must be those of the card.
 
@@ -80,20 +101,53 @@ def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None
     Example:
         >>> optax_meta.load_policy("missing.policy")
         Traceback (most recent call last):
-        ValueError: cannot read the policy file `missing.policy`: no such file
+        ValueError: cannot read the policy file `missing.policy`: no such file; the package has \
+any-lr-v1
     """
-    path = Path(name_or_path)
+    path = _path(name_or_path)
     try:
         card, params = _read(path)
         return _restore(card, params, encoder)
     except FileNotFoundError:
-        raise ValueError(f"cannot read the policy file `{path}`: no such file") from None
+        shipped = ", ".join(available_policies())
+        raise ValueError(
+            f"cannot read the policy file `{path}`: no such file; the package has {shipped}"
+        ) from None
     except KeyError as error:
         raise ValueError(
             f"cannot read the policy file `{path}`: it has no {error.args[0]!r}"
         ) from error
     except Exception as error:  # a hostile file may provoke any: one error for all
         raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
+
+
+def read_card(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the card of a policy file: what it sees, may do, and how it was trained.
+
+    Args:
+        name_or_path: as for `load_policy`.
+
+    Returns:
+        JSON values.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged.
+
+    Example:
+        >>> optax_meta.checkpoints.read_card("any-lr-v1")["encoder"]["name"]
+        'scale_free'
+    """
+    path = _path(name_or_path)
+    try:
+        return _read(path)[0]
+    except Exception as error:
+        raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
+
+
+def _path(name_or_path: str | os.PathLike[str]) -> Path:
+    if str(name_or_path) in available_policies():
+        return _SHIPPED / f"{name_or_path}{_SUFFIX}"
+    return Path(name_or_path)
 
 
 class Graft(NamedTuple):
@@ -170,6 +224,10 @@ def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[st
             "factored": policy.action_space.factored,
             "moves": [move._asdict() for move in policy.action_space.moves],
         },
+        "guide": {
+            name: None if value == math.inf else value
+            for name, value in policy.guide._asdict().items()
+        },
         "hidden_sizes": list(network.hidden_sizes),
         "num_params": params.size,
         "sha256": _digest(params),
@@ -208,7 +266,10 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
         name = card["encoder"]["name"]
         if name not in ENCODERS:
             raise ValueError(f"its encoder {name!r} is not built in: pass it as `encoder=`")
-        encoder = ENCODERS[name](**card["encoder"]["config"])
+        config = card["encoder"]["config"]
+        if not all(isinstance(number, int) and number <= 10_000 for number in config.values()):
+            raise ValueError(f"its encoder's configuration {config} is not sensible")
+        encoder = ENCODERS[name](**config)
     if list(encoder.features) != card["features"]:
         raise ValueError(f"it needs the features {card['features']}, got {list(encoder.features)}")
     sizes = card["hidden_sizes"]
@@ -218,6 +279,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
         jax.random.key(0),
         encoder=encoder,
         action_space=_action_space(card["action_space"]),
+        guide=_guide(card["guide"]),
         hidden_sizes=sizes,
         start="uniform",
     )
@@ -241,6 +303,19 @@ def _action_space(card: dict[str, Any]) -> ActionSpace:
     if space.num_actions > 10_000:
         raise ValueError("its action space is too large")
     return space
+
+
+def _guide(card: dict[str, Any]) -> Guide:
+    values = {name: math.inf if value is None else value for name, value in card.items()}
+    guide = Guide(**values)
+    for name, value, default in zip(Guide._fields, guide, Guide(), strict=True):
+        is_number = isinstance(value, (int, float)) and isinstance(value, bool) == isinstance(
+            default, bool
+        )
+        is_count = isinstance(value, int) or not isinstance(default, int)
+        if not is_number or not is_count or not value >= 0:
+            raise ValueError(f"its guide's {name} is {value!r}")
+    return guide
 
 
 def _digest(params: np.ndarray) -> str:

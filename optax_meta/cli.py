@@ -4,10 +4,12 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Named here too, since `--help` must answer before JAX is loaded; a test compares them.
 TASKS = ("digits", "digits-conv", "quadratic")
+RECIPES = ("any-lr-v1",)
 METHODS = ("constant", "plateau", "warmup-plateau", "hypergradient", "reinforce", "random-walk")
 
 _NARROW = (
@@ -77,6 +79,29 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seeds", type=_at_least(2), default=10, help="runs of each method")
     compare.add_argument("--lr", type=_rate, default=1e-3, help="starting learning rate of AdamW")
     compare.add_argument("--out", default="optax-meta-report", help="folder for the report")
+    train = commands.add_parser(
+        "meta-train",
+        help="learn a policy over thousands of training runs",
+        description="Learn a policy over thousands of small training runs at once and write it to "
+        "DIR/NAME.policy. A run that was stopped, however, goes on where it was when it is started "
+        "again with the same folder. For several hosts start the same command on each with "
+        "--distributed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.set_defaults(run=_meta_train)
+    train.add_argument("--recipe", default=RECIPES[0], choices=RECIPES, help="what to learn")
+    train.add_argument("--updates", type=_at_least(1), default=1500, help="of the policy")
+    train.add_argument("--learner", default="reinforce", choices=("reinforce", "evolution"))
+    train.add_argument("--groups", type=_at_least(1), default=16, help="tasks of a family at once")
+    train.add_argument("--rollouts", type=_at_least(2), default=8, help="runs of each task")
+    train.add_argument("--seed", type=_at_least(0), default=0, help="of everything that is drawn")
+    train.add_argument(
+        "--devices", type=_at_least(1), default=2, help="to split a CPU into; ignored elsewhere"
+    )
+    train.add_argument(
+        "--distributed", action="store_true", help="call jax.distributed.initialize() first"
+    )
+    train.add_argument("--out", default="optax-meta-policy", help="folder for the run")
     return parser
 
 
@@ -98,6 +123,49 @@ def _compare(options: argparse.Namespace) -> int:
         page = reports.write_report(comparison, folder)
     _print_table(console, comparison, reports.result_table(comparison))
     console.print(f"Report: [link={page.resolve().as_uri()}]{page}[/link]", soft_wrap=True)
+    return 0
+
+
+def _meta_train(options: argparse.Namespace) -> int:
+    import os
+
+    # Read by XLA when the first device is asked for.
+    count = f"--xla_force_host_platform_device_count={options.devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+    import jax
+
+    if options.distributed:
+        jax.distributed.initialize()
+    try:
+        from optax_meta import checkpoints, meta_runs
+    except ImportError as error:
+        raise ImportError(
+            "`optax-meta meta-train` needs the extra `meta`: pip install 'optax-meta[meta]'"
+        ) from error
+    mesh = jax.make_mesh((jax.device_count(),), ("tasks",), (jax.sharding.AxisType.Auto,))
+    if options.groups % mesh.size:
+        raise ValueError(f"`--groups` must be a multiple of the {mesh.size} devices")
+    trainer = meta_runs.RECIPES[options.recipe](
+        mesh, learner=options.learner, groups=options.groups, rollouts=options.rollouts
+    )
+    folder = Path(options.out)
+    with _progress() as show:
+
+        def progress(done: int, info: dict[str, float]) -> None:
+            falls = [value for name, value in info.items() if name.startswith("fall/")]
+            fall = sum(falls) / len(falls)
+            rate = info["inner_steps_per_second"]
+            label = f"log-loss fell by {fall:.2f}, {rate:,.0f} inner steps a second"
+            show(label, done, options.updates)
+
+        policy = meta_runs.train(
+            trainer, folder, updates=options.updates, seed=options.seed, progress=progress
+        )
+    path = folder / f"{options.recipe}.policy"
+    notes = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
+    if jax.process_index() == 0:
+        checkpoints.save_policy(policy, path, notes=notes)
+        print(f"Policy: {path}")  # noqa: T201
     return 0
 
 

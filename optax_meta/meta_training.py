@@ -223,7 +223,10 @@ def meta_trainer(
 def _compiled(setting: _Setting) -> dict[str, Any]:
     """Return the jitted functions, one for each family and one for the learner."""
     runs = {f.name: jax.jit(partial(_run, setting, f)) for f in setting.families}
-    return {**runs, "learn": jax.jit(partial(_learn, setting))}
+    everywhere = None  # what the learner returns is on every host
+    if setting.mesh is not None:
+        everywhere = jax.sharding.NamedSharding(setting.mesh, jax.sharding.PartitionSpec())
+    return {**runs, "learn": jax.jit(partial(_learn, setting), out_shardings=everywhere)}
 
 
 def _update(
@@ -248,13 +251,12 @@ def _update(
             *_place(setting, (jnp.int32(total), is_known)),
         )
         batches.append(batch["learn"])
-        info[f"fall/{family.name}"] = batch["fall"]
-        info[f"spread/{family.name}"] = batch["spread"]
+        info |= {f"{name}/{family.name}": batch[name] for name in ("fall", "spread")}
         steps += total * setting.groups * setting.rollouts
     params, learner_state, learned = compiled["learn"](
-        state.policy_params, state.learner_state, batches
+        *_place(setting, (state.policy_params, state.learner_state)), batches, info
     )
-    info = {name: float(value) for name, value in {**info, **learned}.items()}
+    info = {name: float(value) for name, value in learned.items()}
     return MetaState(
         step=state.step + 1,
         seed=state.seed,
@@ -388,16 +390,16 @@ def _episodes(setting: _Setting, runs: Trajectory, values: jax.Array) -> dict[st
 
 
 def _learn(
-    setting: _Setting, flat: Any, learner_state: Any, batches: list[Any]
+    setting: _Setting, flat: Any, learner_state: Any, batches: list[Any], info: dict[str, Any]
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """Improve the policy's parameters."""
+    """Improve the policy's parameters; pass on `info`, with the learner's own figures."""
     if setting.learner == "evolution":
         gradient: Any = sum(batches[1:], batches[0]) / len(batches)
         updates, learner_state = setting.optimizer.update(gradient, learner_state, flat)
         return (
             optax.apply_updates(flat, updates),
             learner_state,
-            {"grad_norm": optax.tree.norm(gradient)},
+            {**info, "grad_norm": optax.tree.norm(gradient)},
         )
     rows = {
         name: jnp.concatenate(
@@ -438,4 +440,4 @@ def _learn(
     flat, learner_state, entropy, norm = jax.lax.fori_loop(
         0, setting.epochs, epoch, (flat, learner_state, zero, zero)
     )
-    return flat, learner_state, {"entropy": entropy, "grad_norm": norm}
+    return flat, learner_state, {**info, "entropy": entropy, "grad_norm": norm}

@@ -1,0 +1,237 @@
+"""Is a controller as good as a sweep? Methods judged by their ratio to a tuned schedule.
+
+Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped.
+Writes `protocol.json` and `start_sensitivity.png` beside this script and prints the table.
+
+    python benchmarks/protocol.py            # the fast cut
+    python benchmarks/protocol.py --full     # all optimizers, horizons and ten seeds: hours
+    python benchmarks/protocol.py --tier validation --policies mine.policy
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from optax import contrib
+from test_tasks import TEST
+from validation_tasks import VALIDATION
+
+import optax_meta
+from optax_meta import protocol
+from optax_meta.evaluation import library_versions
+from optax_meta.protocol import Contender
+
+HERE = Path(__file__).parent
+OPTIMIZERS: dict[str, protocol.Factory] = {
+    "adamw": optax.adamw,
+    "momentum": partial(optax.sgd, momentum=0.9),
+    "lion": optax.lion,
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A size of the benchmark."""
+
+    optimizers: tuple[str, ...]
+    rates: tuple[float, ...]
+    horizons: tuple[int, ...]
+    seeds: int
+    oracle_seeds: int
+
+
+FAST = Cut(("adamw", "momentum", "lion"), (1e-5, 1e-3, 1e-1, 10.0), (200, 1000), 3, 2)
+FULL = Cut(
+    tuple(OPTIMIZERS), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0), (200, 1000, 5000), 10, 3
+)
+
+
+def scheduled(kind: str, fixed: float | None = None) -> Contender:
+    """Return a schedule of the sweep, from the starting rate or a fixed one."""
+    index = protocol.SCHEDULES.index(kind)
+    return Contender(
+        lambda factory, rate, steps: factory(
+            learning_rate=protocol.schedule(index, rate if fixed is None else fixed, steps)
+        )
+    )
+
+
+def controlled(make: Callable[[Any], optax_meta.Controller]) -> Contender:
+    """Return the contender of a controller."""
+    return Contender.from_controller(make)
+
+
+def with_rate(make: Callable[[Any], Any], **options: Any) -> Contender:
+    """Return one of Optax's own adaptive methods that wraps an optimizer of the starting rate."""
+    return Contender(lambda factory, rate, steps: make(factory(rate)), **options)  # noqa: ARG005
+
+
+def adam_only(make: Callable[[Any], Any], **options: Any) -> Contender:
+    """Return a method that replaces AdamW; it gets the schedule's factor if it wants one."""
+    return Contender(lambda factory, rate, steps: make(steps), ("adamw",), **options)  # noqa: ARG005
+
+
+def linear(steps: Any) -> Callable[[Any], jax.Array]:
+    """Return a linear decay from 1 to 0."""
+    return protocol.schedule(1, 1.0, steps)
+
+
+BASELINES: dict[str, Contender] = {
+    "constant 1e-3": scheduled("constant", 1e-3),
+    "warmup + cosine 1e-3": scheduled("cosine", 1e-3),
+    "constant": scheduled("constant"),
+    "linear": scheduled("linear"),
+    "cosine": scheduled("cosine"),
+    "reduce_on_plateau": with_rate(lambda tx: optax.chain(tx, contrib.reduce_on_plateau())),
+    "warmup + plateau": controlled(lambda steps: optax_meta.warmup_plateau(50)),  # noqa: ARG005
+    "hypergradient": controlled(lambda steps: optax_meta.hypergradient()),  # noqa: ARG005
+    "mechanic": with_rate(contrib.mechanize),
+    "prodigy": adam_only(lambda steps: contrib.prodigy(1.0)),  # noqa: ARG005
+    "prodigy + linear": adam_only(lambda steps: contrib.prodigy(linear(steps))),
+    "dadapt": adam_only(lambda steps: contrib.dadapt_adamw(1.0)),  # noqa: ARG005
+    "dadapt + linear": adam_only(lambda steps: contrib.dadapt_adamw(linear(steps))),
+    "momo": adam_only(lambda steps: contrib.momo_adam()),  # noqa: ARG005
+    "cocob": adam_only(lambda steps: contrib.cocob()),  # noqa: ARG005
+    "reinforce from scratch": controlled(
+        lambda steps: optax_meta.reinforce(  # noqa: ARG005
+            action_space=optax_meta.actions.learning_rate()
+        )
+    ),
+    "random walk": controlled(
+        lambda steps: optax_meta.reinforce(  # noqa: ARG005
+            action_space=optax_meta.actions.learning_rate(),
+            start="uniform",
+            policy_learning_rate=0.0,
+        )
+    ),
+}
+
+
+def guided(policy: optax_meta.Policy) -> Contender:
+    """Return the contender of a frozen policy that knows the horizon."""
+    return controlled(lambda steps: optax_meta.learned(policy, total_steps=steps))
+
+
+def policies(names: list[str]) -> dict[str, Contender]:
+    """Return contenders for policies by name or path, and for holding within their guide."""
+    loaded = {Path(name).stem: optax_meta.load_policy(name) for name in names}
+    found = {name: guided(policy) for name, policy in loaded.items()}
+    for name, policy in loaded.items():
+        found[f"{name}, no horizon"] = controlled(
+            lambda steps, policy=policy: optax_meta.learned(policy)  # noqa: ARG005
+        )
+        hold = optax_meta.init_policy(
+            jax.random.key(0),
+            encoder=policy.encoder,
+            action_space=policy.action_space,
+            guide=policy.guide,
+        )
+        found["guide alone (hold)"] = guided(hold)
+    return found
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Return the scores as Markdown."""
+    lines = [
+        "| method | geometric mean | IQM | within 10 % | diverged | cells |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in protocol.score(cells):
+        low, high = row.geometric_interval
+        lines.append(
+            f"| {row.method} | {row.geometric_mean:.2f} [{low:.2f}, {high:.2f}] | "
+            f"{row.interquartile_mean:.2f} | {row.within_tenth:.0%} | {row.diverged:.1%} | "
+            f"{row.cells} |"
+        )
+    return "\n".join(lines)
+
+
+def by(cells: list[dict[str, Any]], field: str, method: str) -> dict[str, float]:
+    """Return the geometric mean of a method for each value of a field of the cells."""
+    values = dict.fromkeys(cell[field] for cell in cells)
+    chosen = {v: [c for c in cells if c[field] == v and method in c["losses"]] for v in values}
+    return {
+        str(v): next(s for s in protocol.score(c) if s.method == method).geometric_mean
+        for v, c in chosen.items()
+        if c
+    }
+
+
+def picture(cells: list[dict[str, Any]], shown: Mapping[str, str], path: Path) -> None:
+    """Draw the ratio to the oracle against the starting rate."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
+    rates = cells[0]["learning_rates"]
+    for name, label in shown.items():
+        ours = [cell for cell in cells if name in cell["losses"]]
+        means = [
+            next(s for s in protocol.score(ours, rates=[k]) if s.method == name).geometric_mean
+            for k in range(len(rates))
+        ]
+        axes.plot(rates, means, marker="o", label=label, linewidth=2.5 if "any-lr" in name else 1.2)
+    axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="starting learning rate",
+        ylabel="final loss ÷ that of a 39-trial sweep",
+    )
+    axes.set_title("Test tasks, geometric mean; lower is better", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--full", action="store_true", help="hours instead of minutes")
+    parser.add_argument("--tier", choices=("test", "validation"), default="test")
+    parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
+    parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
+    parser.add_argument("--no-baselines", action="store_true", help="policies alone")
+    options = parser.parse_args()
+    cut = FULL if options.full else FAST
+    tier = TEST if options.tier == "test" else VALIDATION
+    contenders = policies(options.policies) | ({} if options.no_baselines else BASELINES)
+    size = "full" if options.full else "fast"
+    cells = protocol.judge(
+        [make() for make in tier.values()],
+        contenders,
+        {name: OPTIMIZERS[name] for name in cut.optimizers},
+        learning_rates=cut.rates,
+        horizons=cut.horizons,
+        seeds=cut.seeds,
+        oracle_seeds=cut.oracle_seeds,
+        folder=options.folder / f"{options.tier}-{size}",
+        progress=lambda label: print(label, file=sys.stderr, flush=True),
+    )
+    print(table(cells))
+    for name in options.policies:
+        stem = Path(name).stem
+        for field in ("task", "optimizer", "steps"):
+            print(stem, field, {k: round(v, 3) for k, v in by(cells, field, stem).items()})
+    if options.tier == "test" and not options.no_baselines and "any-lr-v1" in options.policies:
+        rows = [score._asdict() for score in protocol.score(cells)]
+        results = {"cut": size, "versions": library_versions(), "scores": rows}
+        results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
+        (HERE / "protocol.json").write_text(json.dumps(results, indent=1) + "\n")
+        shown = {"any-lr-v1": "any-lr-v1 (ours)", "constant": "constant", "cosine": "cosine"}
+        shown |= {"mechanic": "Mechanic", "hypergradient": "cosine rule"}
+        picture(cells, shown, HERE / "start_sensitivity.png")
+    assert np.all([np.isfinite(s.geometric_mean) for s in protocol.score(cells)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""A meta-trainer run on disk: checkpoints, logs, and a run that goes on where it was killed.
+
+Needs the extra `meta`: Orbax for checkpoints, tensorboardX for logs that TensorBoard reads.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from optax_meta import actions, observations
+from optax_meta.families import FAMILIES
+from optax_meta.guides import Guide
+from optax_meta.meta_training import MetaTrainer, meta_trainer
+from optax_meta.policies import Policy, init_policy
+
+
+def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
+    """Build the meta-trainer that `any-lr-v1` comes from: the learning rate of any optimizer.
+
+    Args:
+        mesh: as for `optax_meta.meta_trainer`.
+        **options: replace what it is built with, such as `learner="evolution"`.
+
+    Returns:
+        A `MetaTrainer` over all of `families.FAMILIES`.
+
+    Example:
+        >>> trainer = optax_meta.meta_runs.any_lr(groups=2, rollouts=2)
+        >>> trainer.policy(trainer.init(0)).action_space.num_actions
+        5
+    """
+    policy = init_policy(
+        jax.random.key(0),
+        encoder=observations.scale_free(),
+        action_space=actions.learning_rate((0.5, 1 / 1.2, 1.0, 1.2, 2.0), bounds=(1e-12, 1e6)),
+        guide=Guide(
+            calibration_steps=8,
+            target_ratio=1e-2,
+            max_ratio=0.3,
+            dense_steps=20,
+            num_decisions=100,
+            anneal=True,
+        ),
+        hold_probability=0.7,
+    )
+    families = [make() for make in FAMILIES.values()]
+    defaults = {"epochs": 4, "policy_learning_rate": 1e-3}
+    return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
+
+
+RECIPES: Mapping[str, Callable[..., MetaTrainer]] = {"any-lr-v1": any_lr}
+"""How the shipped policies are made, by name: (mesh, **options) → trainer."""
+
+
+def train(
+    trainer: MetaTrainer,
+    folder: Path,
+    *,
+    updates: int,
+    seed: int = 0,
+    save_seconds: float = 120.0,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Policy:
+    """Run a meta-trainer up to a number of updates, from the folder's latest checkpoint if any.
+
+    A run that was killed at any moment, SIGKILL included, and started again ends at the same bits.
+
+    Args:
+        trainer: from `optax_meta.meta_trainer`.
+        folder: holds `checkpoints/`, `log.jsonl` with one row an update, and `events…`, the same
+            rows for TensorBoard where tensorboardX is installed.
+        updates: of the policy, counted from the very first, ≥ 1.
+        seed: of everything that is drawn; a run goes on with that of its checkpoint.
+        save_seconds: least time between two checkpoints; there is always one at the end.
+        progress: called with (updates done, what the last one reported) after each.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: `updates` is below 1.
+    """
+    import orbax.checkpoint as ocp
+
+    if updates < 1:
+        raise ValueError(f"`updates` must be at least 1, got {updates}")
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    state = trainer.init(seed)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
+        latest = manager.latest_step()
+        if latest is not None:
+            state = manager.restore(latest, args=ocp.args.StandardRestore(state))
+        start, saved = time.monotonic(), time.monotonic()
+        steps_before = float(state.num_inner_steps)
+        with _Log(folder) as log:
+            while int(state.step) < updates:
+                state, info = trainer.update(state)
+                done, now = int(state.step), time.monotonic()
+                rate = (float(state.num_inner_steps) - steps_before) / (now - start)
+                info = {**info, "inner_steps_per_second": rate}
+                log.write(done, info)
+                if progress is not None:
+                    progress(done, info)
+                if now - saved > save_seconds or done == updates:
+                    manager.save(done, args=ocp.args.StandardSave(state))
+                    saved = now
+    return trainer.policy(state)
+
+
+class _Log:
+    """One row an update, as JSON lines and as TensorBoard events."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = (folder / "log.jsonl").open("a", buffering=1)
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            self.writer = None
+        else:
+            self.writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"update": step, **row}) + "\n")
+        if self.writer is not None:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, step)
