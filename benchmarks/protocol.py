@@ -51,8 +51,17 @@ class Cut:
 
 
 FAST = Cut(("adamw", "momentum", "lion"), (1e-5, 1e-3, 1e-1, 10.0), (200, 1000), 3, 2)
-FULL = Cut(
-    tuple(OPTIMIZERS), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0), (200, 1000, 5000), 10, 3
+FULL_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0)
+FULL = Cut(tuple(OPTIMIZERS), FULL_RATES, (200, 1000, 5000), 10, 3)
+FAST_BASELINES = (
+    "warmup + cosine 1e-3",
+    "constant",
+    "cosine",
+    "reduce_on_plateau",
+    "hypergradient",
+    "mechanic",
+    "prodigy + linear",
+    "reinforce from scratch",
 )
 
 
@@ -204,8 +213,10 @@ def main() -> None:
     options = parser.parse_args()
     cut = FULL if options.full else FAST
     tier = TEST if options.tier == "test" else VALIDATION
-    contenders = policies(options.policies) | ({} if options.no_baselines else BASELINES)
     size = "full" if options.full else "fast"
+    chosen = tuple(BASELINES) if options.full else FAST_BASELINES
+    baselines = {} if options.no_baselines else {name: BASELINES[name] for name in chosen}
+    contenders = policies(options.policies) | baselines
     cells = protocol.judge(
         [make() for make in tier.values()],
         contenders,

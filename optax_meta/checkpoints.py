@@ -75,9 +75,8 @@ def save_policy(
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".policy-") as folder:
             whole = Path(folder) / "policy"
-            _write(
-                whole, {**_card(policy, policy.network, params), "notes": dict(notes or {})}, params
-            )
+            card = {**_card(policy, policy.network, params), "notes": dict(notes or {})}
+            _write(whole, card, params)
             whole.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write the policy to `{path}`: {error.strerror}") from error
@@ -306,7 +305,9 @@ def _action_space(card: dict[str, Any]) -> ActionSpace:
 
 
 def _guide(card: dict[str, Any]) -> Guide:
-    values = {name: math.inf if value is None else value for name, value in card.items()}
+    values: dict[str, Any] = {
+        name: math.inf if value is None else value for name, value in card.items()
+    }
     guide = Guide(**values)
     for name, value, default in zip(Guide._fields, guide, Guide(), strict=True):
         is_number = isinstance(value, (int, float)) and isinstance(value, bool) == isinstance(

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "meta-train",
         help="learn a policy over thousands of training runs",
         description="Learn a policy over thousands of small training runs at once and write it to "
-        "DIR/NAME.policy. A run that was stopped, however, goes on where it was when it is started "
+        "DIR/NAME.policy. A run that was stopped goes on where it was when it is started "
         "again with the same folder. For several hosts start the same command on each with "
         "--distributed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

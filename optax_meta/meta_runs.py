@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -125,7 +125,7 @@ class _Log:
         else:
             self.writer = SummaryWriter(str(folder))
 
-    def __enter__(self) -> "_Log":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
