@@ -50,7 +50,7 @@ class Cut:
     oracle_seeds: int
 
 
-FAST = Cut(("adamw", "momentum", "lion"), (1e-5, 1e-3, 1e-1, 10.0), (200, 1000), 3, 2)
+FAST = Cut(("adamw", "momentum", "lion"), (1e-5, 1e-3, 1e-1, 10.0), (500,), 3, 1)
 FULL_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0)
 FULL = Cut(tuple(OPTIMIZERS), FULL_RATES, (200, 1000, 5000), 10, 3)
 FAST_BASELINES = (

@@ -1,12 +1,13 @@
 """A plateau rule that judges the validation loss, once an epoch, without a dummy update.
 
-Inside the epoch nothing decides: the same controller with an `update` that holds. Between epochs
-`judge` calls the controller itself, a pure function of the optimizer's state and one number.
+Inside the epoch nothing decides, for the decision interval is infinite. Between epochs `decide` asks
+the controller: a pure function of the optimizer's state and one number.
 
     python examples/validation_plateau.py
 """
 
 import argparse
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -19,11 +20,9 @@ import optax_meta
 STEPS = 20  # in an epoch
 MODEL: Any = nn.Sequential([nn.Dense(256), nn.relu, nn.Dense(1)])
 CONTROLLER = optax_meta.plateau(factor=0.5, patience=1)
-HOLD = CONTROLLER._replace(
-    update=lambda metrics, state, hyperparams: (hyperparams, state),  # noqa: ARG005
-    needs_value=False,
+TX = optax_meta.control_hyperparams(optax.adamw, CONTROLLER, decision_interval=math.inf)(
+    learning_rate=3e-2
 )
-TX = optax_meta.control_hyperparams(optax.adamw, HOLD)(learning_rate=3e-2)
 
 
 def loss_fn(params: Any, data: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -32,31 +31,9 @@ def loss_fn(params: Any, data: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.mean((MODEL.apply(params, x) - y) ** 2)
 
 
-def judge(opt_state: Any, value: jax.Array) -> Any:
-    """Let the controller decide on `value`; return the state to go on with."""
-    metrics = optax_meta.Metrics(
-        value=jnp.where(jnp.isfinite(value), value, 0.0),
-        cost=jnp.float32(0.0),
-        grad_norm=jnp.float32(0.0),
-        alignment=jnp.float32(0.0),
-        update_norm=jnp.float32(0.0),
-        param_norm=jnp.float32(0.0),
-        value_change=jnp.float32(0.0),
-        num_steps=jnp.float32(1.0),
-        num_nonfinite=jnp.where(jnp.isfinite(value), 0.0, 1.0),
-        step=opt_state.step,
-        progress=jnp.float32(-1.0),
-    )
-    hyperparams, controller_state = CONTROLLER.update(
-        metrics, opt_state.controller_state, opt_state.hyperparams
-    )
-    inner_state = opt_state.inner_state._replace(hyperparams=hyperparams)
-    return opt_state._replace(controller_state=controller_state, inner_state=inner_state)
-
-
 @jax.jit
 def train_epoch(params: Any, opt_state: Any, train: Any, validation: Any) -> Any:
-    """Train on every batch, then judge; return parameters, state and the validation loss."""
+    """Train on every batch, then decide; return parameters, state and the validation loss."""
 
     def train_step(carry, batch):  # noqa: ANN001, ANN202
         params, opt_state = carry
@@ -66,7 +43,7 @@ def train_epoch(params: Any, opt_state: Any, train: Any, validation: Any) -> Any
 
     (params, opt_state), _ = jax.lax.scan(train_step, (params, opt_state), train)
     loss = loss_fn(params, validation)
-    return params, judge(opt_state, loss), loss
+    return params, optax_meta.decide(CONTROLLER, opt_state, value=loss), loss
 
 
 def main(steps: int = 400) -> tuple[list[float], list[float]]:

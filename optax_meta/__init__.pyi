@@ -35,6 +35,7 @@ from optax_meta.recording import record as record
 from optax_meta.train_state import TrainState as TrainState
 from optax_meta.transform import ControlState as ControlState
 from optax_meta.transform import control_hyperparams as control_hyperparams
+from optax_meta.transform import decide as decide
 from optax_meta.transform import hyperparams as hyperparams
 
 __version__: str

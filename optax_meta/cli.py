@@ -10,7 +10,15 @@ from typing import Any, NoReturn
 # Named here too, since `--help` must answer before JAX is loaded; a test compares them.
 TASKS = ("digits", "digits-conv", "quadratic")
 RECIPES = ("any-lr-v1",)
-METHODS = ("constant", "plateau", "warmup-plateau", "hypergradient", "reinforce", "random-walk")
+METHODS = (
+    "constant",
+    "plateau",
+    "warmup-plateau",
+    "hypergradient",
+    "any-lr-v1",
+    "reinforce",
+    "random-walk",
+)
 
 _NARROW = (
     "method",

@@ -13,8 +13,10 @@ import numpy as np
 import optax
 
 from optax_meta.base import Controller
+from optax_meta.checkpoints import load_policy
 from optax_meta.controllers.constant import constant
 from optax_meta.controllers.hypergradient import hypergradient
+from optax_meta.controllers.learned import learned
 from optax_meta.controllers.online import reinforce
 from optax_meta.controllers.plateau import plateau
 from optax_meta.controllers.warmup import warmup_plateau
@@ -36,6 +38,9 @@ METHODS: dict[str, Method] = {
         max(steps // 20, 1), factor=0.5, patience=30
     ),
     "hypergradient": lambda steps, seed: hypergradient(step_size=0.02),  # noqa: ARG005
+    "any-lr-v1": lambda steps, seed: learned(  # noqa: ARG005
+        load_policy("any-lr-v1"), total_steps=steps
+    ),
     "reinforce": lambda steps, seed: reinforce(seed=seed, total_steps=steps),
     "random-walk": lambda steps, seed: reinforce(
         seed=seed, total_steps=steps, start="uniform", policy_learning_rate=0.0

@@ -87,12 +87,12 @@ def networks(
     def build(drawn: dict[str, Any]) -> Task:
         def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             x_key, y_key = jax.random.split(key)
-            x = drawn["spectrum"] * noise(x_key, (count, inputs))
+            x = drawn["spectrum"][None] * noise(x_key, (count, inputs))
             target = jnp.tanh(x @ drawn["hidden"]) @ drawn["head"]
             if classify:
                 return x, jax.random.categorical(y_key, target / (0.1 + drawn["noise"]))
             target += drawn["noise"] * noise(y_key, target.shape)
-            return x, drawn["target_scale"] * (target + drawn["target_shift"])
+            return x, drawn["target_scale"] * (target + drawn["target_shift"][None])
 
         def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             x, y = batch
@@ -173,7 +173,7 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
         frequent = -jax.random.uniform(keys[1], maxval=1.5) * jnp.log(jnp.arange(1.0, tokens + 1))
         return {
             "frequency": frequent,
-            "transition": sharpness * jax.random.normal(keys[2], (tokens, tokens)) + frequent,
+            "transition": sharpness * jax.random.normal(keys[2], (tokens, tokens)) + frequent[None],
             "scales": _scales(keys[3]),
             "evaluation": jax.random.bits(keys[3]),
         }
@@ -246,7 +246,7 @@ def tables(*, hidden_size: int = 24, batch_size: int = 32) -> TaskFamily:
             x, y = all_x[drawn["table"], row], all_y[drawn["table"], row]
             is_flipped = jax.random.bernoulli(flip_key, drawn["noise"], (count,))
             other = jax.random.randint(label_key, (count,), 0, classes)
-            return x * drawn["columns"], jnp.where(is_flipped, other, y)
+            return x * drawn["columns"][None], jnp.where(is_flipped, other, y)
 
         def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             x, y = batch
@@ -329,7 +329,7 @@ def _init_affine(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Arr
 
 
 def _affine(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    return x @ params["kernel"] + params["bias"]
+    return x @ params["kernel"] + params["bias"][None]
 
 
 def _init_network(sizes: Sequence[int], key: jax.Array) -> list[dict[str, jax.Array]]:

@@ -33,7 +33,7 @@ class Guide(NamedTuple):
         target_ratio: norm of the update over norm of the parameters to calibrate to.
         max_ratio: the rate is kept so low that the last update, scaled with it, would have moved
             the parameters by no more than this share of their norm.
-        dense_steps: the policy decides at each of the first steps.
+        dense_steps: the policy decides at each of the first steps; at least in calibration.
         num_decisions: further decisions in a run of known length, evenly spaced; 0 for one every
             ten steps, as where the length is not known.
         anneal: whether a held rate falls linearly to 0 at the end of a run of known length.

@@ -310,7 +310,9 @@ def _run(
             jax.random.key(seeds[0, 0]), (setting.rollouts // 2, flat.size)
         )
         moves = jnp.concatenate([half, -half])
-        runs = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(task_keys, seeds, flat + moves)
+        runs = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(
+            task_keys, seeds, flat[None] + moves
+        )
         values = _log_values(runs)
         ranks = jnp.argsort(jnp.argsort(values[..., -1], axis=1), axis=1)
         score = jnp.mean(ranks, axis=0) / (setting.rollouts - 1) - 0.5

@@ -52,7 +52,7 @@ def control_hyperparams(
     inner_factory: Callable[..., optax.GradientTransformation],
     controller: Controller,
     *,
-    decision_interval: int | None = None,
+    decision_interval: float | None = None,
     axis_name: str | None = None,
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """Let a controller steer the hyperparameters of any Optax optimizer.
@@ -71,7 +71,8 @@ def control_hyperparams(
     Args:
         inner_factory: an Optax factory, or any function that returns a gradient transformation.
         controller: what decides, for instance `optax_meta.plateau()`.
-        decision_interval: steps between decisions, ≥ 1; None for the controller's own.
+        decision_interval: steps between decisions, ≥ 1; None for the controller's own; `math.inf`
+            to decide only where `decide` is called.
         axis_name: axis of a `pmap` or `shard_map` over which loss, cost, gradient norm and
             alignment are averaged, so that all replicas decide alike.
 
@@ -104,9 +105,11 @@ def control_hyperparams(
         hint = ": call it" if callable(controller) else ""
         raise ValueError(f"`controller` must be a Controller, got {controller!r}{hint}")
     interval = controller.decision_interval if decision_interval is None else decision_interval
-    is_given = decision_interval is not None or isinstance(interval, int)
-    if is_given and (not isinstance(interval, int) or interval < 1):
-        raise ValueError(f"`decision_interval` must be a whole number ≥ 1, got {interval!r}")
+    is_traced = decision_interval is None and not isinstance(interval, (int, float))
+    if not is_traced and interval != math.inf and not (isinstance(interval, int) and interval >= 1):
+        raise ValueError(
+            f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
+        )
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         start, build = _split(inner_factory, controller, args, kwargs)
@@ -117,6 +120,73 @@ def control_hyperparams(
 
     factory.__doc__ = inner_factory.__doc__
     return factory
+
+
+def decide(
+    controller: Controller,
+    opt_state: Any,
+    *,
+    value: jax.typing.ArrayLike,
+    cost: jax.typing.ArrayLike | None = None,
+) -> Any:
+    """Let a controller decide now, on a loss of its own: for instance the validation loss.
+
+    For a loss that is known once an epoch: make the optimizer with `decision_interval=math.inf`, so
+    that it never decides by itself, and call this between epochs. Nothing else changes: no update,
+    no step counted. A pure function, to be jitted or not. The controller sees `value` (and `cost`,
+    if given) in place of the averages over the steps since its last decision; the other metrics,
+    and the number of steps, are those of the steps. A value that is not finite counts as a window
+    without a finite step.
+
+    Args:
+        controller: the one that the optimizer was made with.
+        opt_state: any pytree with exactly one `ControlState`: `optax.chain`, `optax.MultiSteps`, a
+            Flax `TrainState`.
+        value: the loss to judge, a scalar, the same on all devices.
+        cost: a scalar in any unit.
+
+    Returns:
+        `opt_state` with new hyperparameters, which hold from the next update on.
+
+    Raises:
+        ValueError: the state holds no controlled optimizer or several, or `value` is no scalar.
+
+    Example:
+        >>> controller = optax_meta.plateau(factor=0.5, patience=1)
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, controller, decision_interval=math.inf)
+        >>> state = tx(learning_rate=1.0).init(jnp.zeros(2))
+        >>> for validation_loss in (1.0, 2.0, 2.0):
+        ...     state = optax_meta.decide(controller, state, value=validation_loss)
+        >>> print(optax_meta.hyperparams(state)["learning_rate"])
+        0.5
+    """
+    leaves, structure = jax.tree.flatten(opt_state, is_leaf=_is_control_state)
+    positions = [i for i, leaf in enumerate(leaves) if _is_control_state(leaf)]
+    if len(positions) != 1:
+        raise ValueError(
+            f"`opt_state` must hold exactly one controlled optimizer, found {len(positions)}: pass "
+            "the state of one, for instance `opt_state.inner_states[label]` of `optax.partition`"
+        )
+    state: ControlState = leaves[positions[0]]
+    statistics = Statistics.unpack(state.statistics)
+    told = jnp.stack([_scalar("value", value), _scalar("cost", cost)])
+    told = told if cost is not None else told.at[1].set(statistics.means[1])
+    is_finite = jnp.all(jnp.isfinite(told))
+    num_steps = jnp.maximum(statistics.window[0], 1.0)
+    num_nonfinite = jnp.minimum(statistics.window[1], num_steps - 1.0)
+    statistics = statistics._replace(
+        means=jnp.where(is_finite, statistics.means.at[:2].set(told), statistics.means),
+        window=jnp.stack([num_steps, jnp.where(is_finite, num_nonfinite, num_steps)]),
+    )
+    operands = (state.hyperparams, state.controller_state)
+    hyperparams, controller_state = _ask(controller, statistics, state.step, *operands)
+    statistics = statistics._replace(window=jnp.zeros(2, jnp.float32))
+    leaves[positions[0]] = state._replace(
+        statistics=statistics.pack(),
+        controller_state=controller_state,
+        inner_state=state.inner_state._replace(hyperparams=hyperparams),
+    )
+    return structure.unflatten(leaves)
 
 
 def hyperparams(opt_state: Any) -> Hyperparams:
@@ -399,23 +469,33 @@ def _decide(
     controller: Controller, interval: Any, statistics: Statistics, state: ControlState
 ) -> tuple[Hyperparams, Any, Statistics]:
     """Ask the controller where a decision is due; else keep everything."""
-
-    def decide(hyperparams: Hyperparams, controller_state: Any) -> tuple[Hyperparams, Any]:
-        measured = (*statistics.means, *statistics.window)
-        seen = Metrics(*measured, step=state.step, progress=jnp.float32(-1.0))
-        wanted, controller_state = controller.update(seen, controller_state, hyperparams)
-        kept = {
-            name: _keep_in_bounds(controller, name, old, wanted[name])
-            for name, old in hyperparams.items()
-        }
-        return kept, controller_state
-
+    decide = partial(_ask, controller, statistics, state.step)
     operands = (state.hyperparams, state.controller_state)
+    if isinstance(interval, float):  # infinite
+        return *operands, statistics
     if isinstance(interval, int) and interval == 1:
         return *decide(*operands), statistics._replace(window=jnp.zeros(2, jnp.float32))
     is_due = (state.step % interval == 0) | (state.step < controller.dense_steps)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
     return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))
+
+
+def _ask(
+    controller: Controller,
+    statistics: Statistics,
+    step: jax.Array,
+    hyperparams: Hyperparams,
+    controller_state: Any,
+) -> tuple[Hyperparams, Any]:
+    """Show the window to the controller and return what it decides, kept in bounds."""
+    measured = (*statistics.means, *statistics.window)
+    seen = Metrics(*measured, step=step, progress=jnp.float32(-1.0))
+    wanted, controller_state = controller.update(seen, controller_state, hyperparams)
+    kept = {
+        name: _keep_in_bounds(controller, name, old, wanted[name])
+        for name, old in hyperparams.items()
+    }
+    return kept, controller_state
 
 
 def _keep_in_bounds(controller: Controller, name: str, old: jax.Array, new: Any) -> jax.Array:

@@ -1,0 +1,103 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_meta
+from optax_meta import control_hyperparams, decide
+
+CONTROLLER = optax_meta.plateau(factor=0.5, patience=1)
+TX = control_hyperparams(optax.adamw, CONTROLLER, decision_interval=math.inf)(learning_rate=1e-2)
+
+
+def trained(tx, steps=7, value=1.0):
+    params = jnp.ones(3)
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(params, state, params, value=value)
+        params = optax.apply_updates(params, updates)
+    return state
+
+
+def rate(state):
+    return float(optax_meta.hyperparams(state)["learning_rate"])
+
+
+def test_an_infinite_interval_never_decides_by_itself():
+    state = trained(TX)
+    assert rate(state) == pytest.approx(1e-2)
+    assert not optax_meta.record(state).decided
+    assert state.controller_state.best_value == jnp.inf
+
+
+def test_decisions_on_a_validation_loss():
+    state, rates = trained(TX), []
+    for loss in (3.0, 2.0, 2.5, 2.5, 1.0):
+        state = jax.jit(lambda s, v: decide(CONTROLLER, s, value=v))(state, loss)
+        rates.append(rate(state))
+    np.testing.assert_allclose(rates, [1e-2, 1e-2, 1e-2, 5e-3, 5e-3])
+    assert state.step == 7
+    assert optax_meta.record(state).decided
+
+
+def test_the_controller_sees_the_told_value_and_the_measured_rest():
+    def see(metrics, state, hyperparams):
+        del state
+        names = ("value", "cost", "grad_norm", "num_steps", "num_nonfinite", "step")
+        return hyperparams, jnp.stack([getattr(metrics, name) for name in names])
+
+    seeing = optax_meta.Controller(lambda hyperparams: jnp.zeros(6), see)
+    tx = control_hyperparams(optax.sgd, seeing, decision_interval=math.inf)(0.0)
+    state = trained(tx)
+    seen = decide(seeing, state, value=5.0, cost=2.0).controller_state
+    np.testing.assert_allclose(seen, [5.0, 2.0, math.sqrt(3.0), 7.0, 0.0, 7.0], rtol=1e-6)
+    seen = decide(seeing, state, value=math.nan).controller_state
+    np.testing.assert_allclose(seen, [1.0, 0.0, math.sqrt(3.0), 7.0, 7.0, 7.0], rtol=1e-6)
+    lost = trained(tx, value=math.nan)
+    seen = decide(seeing, lost, value=5.0).controller_state
+    assert seen[3] > seen[4]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(optax.clip(1.0), tx),
+        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+        lambda tx: optax.masked(tx, True),
+    ],
+)
+def test_inside_other_transformations(wrap):
+    state = wrap(TX).init(jnp.ones(3))
+    for _ in range(3):
+        state = decide(CONTROLLER, state, value=1.0)
+    assert rate(state) == pytest.approx(5e-3)
+
+
+def test_inside_a_train_state():
+    state = optax_meta.TrainState.create(apply_fn=None, params={"w": jnp.ones(3)}, tx=TX)
+    for _ in range(3):
+        state = decide(CONTROLLER, state, value=1.0)
+    assert rate(state) == pytest.approx(5e-3)
+    state = state.apply_gradients(grads=state.params, value=1.0)
+    assert rate(state) == pytest.approx(5e-3)
+
+
+def test_a_resumed_run_decides_alike():
+    state = decide(CONTROLLER, trained(TX), value=1.0)
+    copy = optax_meta.graft(TX.init(jnp.ones(3)), state).state
+    for _ in range(2):
+        state, copy = (decide(CONTROLLER, s, value=1.0) for s in (state, copy))
+    jax.tree.map(np.testing.assert_array_equal, state, copy)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="exactly one controlled optimizer, found 0"):
+        decide(CONTROLLER, optax.adam(1.0).init(jnp.ones(3)), value=1.0)
+    with pytest.raises(ValueError, match="`value` must be a real scalar"):
+        decide(CONTROLLER, TX.init(jnp.ones(3)), value=jnp.ones(2))
+    for bad in (0, 1.5, -math.inf, math.nan):
+        with pytest.raises(ValueError, match="must be a whole number ≥ 1 or `math.inf`"):
+            control_hyperparams(optax.sgd, CONTROLLER, decision_interval=bad)

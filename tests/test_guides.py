@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_meta
+from optax_meta import actions, observations
+from optax_meta.guides import Guide
+
+SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
+
+
+def policy(**options):
+    return optax_meta.init_policy(
+        jax.random.key(0),
+        encoder=observations.scale_free(),
+        action_space=SPACE,
+        guide=Guide(**options),
+    )
+
+
+def train(policy, start, steps=40, scale=1.0, total_steps=None, factory=optax.adam):
+    """Fit a noisy quadratic stored in units of `scale`; return the records and the parameters."""
+    tx = optax_meta.control_hyperparams(
+        factory, optax_meta.learned(policy, total_steps=total_steps)
+    )(learning_rate=start)
+
+    def loss(x, key):
+        return jnp.mean((x / scale - 1.0 - jax.random.normal(key, x.shape)) ** 2)
+
+    def step(carry, key):
+        x, state = carry
+        value, grads = jax.value_and_grad(loss)(x, key)
+        updates, state = tx.update(grads, state, x, value=value)
+        moved = optax.apply_updates(x, updates)
+        ratio = jnp.linalg.norm(moved - x) / jnp.linalg.norm(x)
+        return (moved, state), (optax_meta.record(state), ratio)
+
+    x = scale * jax.random.normal(jax.random.key(1), (20,))
+    keys = jax.random.split(jax.random.key(2), steps)
+    (x, _), out = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), keys))(x)
+    return (*out, x)
+
+
+@pytest.mark.parametrize("factory", [optax.sgd, optax.adam, optax.lion])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_calibration_finds_the_rate_whatever_the_optimizer_and_the_units(factory, scale):
+    guided = policy(calibration_steps=8, target_ratio=1e-2)
+    _, ratio, _ = train(guided, 1e-3, steps=8, scale=scale, factory=factory)
+    assert 1e-2 / 3 < ratio[-1] < 3e-2
+    assert np.max(ratio[1:]) < 0.05
+
+
+def test_the_starting_rate_is_forgotten():
+    guided = policy(calibration_steps=8, target_ratio=1e-2, dense_steps=10)
+    runs = [train(guided, start)[0].hyperparams["learning_rate"] for start in (1e-5, 1e-2, 10.0)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_a_start_below_the_probing_rate_is_left_behind():
+    low, _, _ = train(policy(calibration_steps=8), 1e-11)
+    high, _, _ = train(policy(calibration_steps=8), 1.0)
+    np.testing.assert_allclose(
+        low.hyperparams["learning_rate"][-1], high.hyperparams["learning_rate"][-1], rtol=0.5
+    )
+
+
+def test_a_held_rate_falls_linearly_to_the_end_and_stays_there():
+    guided = policy(anneal=True, num_decisions=20)
+    rows, _, _ = train(guided, 0.1, steps=60, total_steps=40)
+    expected = 0.1 * (1.0 - np.arange(0, 40, 2) / 40.0)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"][:40:2], expected, rtol=1e-4)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"][40:], expected[-1], rtol=1e-4)
+
+
+def test_without_a_horizon_a_held_rate_stays():
+    rows, _, _ = train(policy(anneal=True, num_decisions=20), 0.1)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], 0.1)
+
+
+def test_decisions_are_dense_first_and_then_evenly_spaced():
+    rows, _, _ = train(policy(dense_steps=5, num_decisions=10), 0.1, steps=40, total_steps=40)
+    due = [t < 5 or t % 4 == 0 for t in range(40)]
+    np.testing.assert_array_equal(rows.decided, due)
+
+
+def test_an_update_is_held_to_a_share_of_the_parameters():
+    bold = policy(max_ratio=0.05, dense_steps=40)
+    up = jnp.array([-9.0, -9.0, 9.0])  # always double
+    head = {**bold.params["params"]["head"], "bias": up}
+    bold = bold._replace(params={"params": {**bold.params["params"], "head": head}})
+    _, ratio, _ = train(bold, 1e-4)
+    assert 0.02 < np.max(ratio) < 0.11  # one step late, at twice the rate
+    unbound = bold._replace(guide=Guide(dense_steps=40))
+    assert np.max(train(unbound, 1e-4)[1]) > 1.0
+
+
+def test_a_guide_leaves_other_hyperparameters_alone():
+    space = actions.joint(actions.scale("b1", (0.9, 1.0), bounds=(0.1, 0.99)))
+    guided = optax_meta.init_policy(
+        jax.random.key(0), action_space=space, guide=Guide(calibration_steps=8, max_ratio=0.1)
+    )
+    tx = optax_meta.control_hyperparams(optax.adam, optax_meta.learned(guided))(0.1, b1=0.8)
+    params = jnp.ones(3)
+    _, state = tx.update(params, tx.init(params), params, value=1.0)
+    np.testing.assert_allclose(optax_meta.hyperparams(state)["b1"], 0.8)
+
+
+@pytest.mark.parametrize("transform", [lambda v: 1e3 * v, lambda v: v + 7.0, lambda v: 1e-3 * v])
+def test_scale_free_features_do_not_see_units_of_the_loss(metrics, transform):
+    encoder = observations.scale_free()
+    factor = transform(1.0) - transform(0.0)
+    seen = []
+    for told, unit in ((lambda v: v, 1.0), (transform, factor)):
+        state, rows = encoder.init(), []
+        for t, value in enumerate([3.0, 2.5, 2.75, 1.5, 1.25, 2.0]):
+            measured = metrics(
+                value=told(value),
+                value_change=0.5 * unit,
+                grad_norm=(1.0 + t) * unit,
+                update_norm=0.01,
+                param_norm=2.0,
+                alignment=0.3,
+                step=10 * t,
+                num_steps=10,
+            )
+            row, state = encoder.update(measured, state, {"learning_rate": jnp.float32(0.1)})
+            rows.append(row)
+        seen.append(np.stack(rows))
+    np.testing.assert_allclose(seen[0], seen[1], atol=2e-3)
+    assert np.unique(seen[0].round(3), axis=0).shape[0] == 6
+
+
+def test_scale_free_features_are_bounded_for_any_input(metrics):
+    encoder = observations.scale_free()
+    bad = [0.0, 1e38, -1e38, 1e-40, np.inf, np.nan]
+    state = encoder.init()
+    for value in bad:
+        for norm in bad:
+            told = metrics(value=value, grad_norm=norm, update_norm=norm, value_change=value)
+            row, state = encoder.update(told, state, {"learning_rate": jnp.float32(1e-12)})
+            assert np.all(np.abs(row) <= 1.0)

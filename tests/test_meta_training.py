@@ -1,0 +1,225 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_meta
+from optax_meta import actions, families, meta_runs, meta_training, observations, tasks
+from optax_meta.guides import Guide
+
+SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
+
+
+def fresh_policy(**options):
+    options = {"hold_probability": 0.5, **options}
+    return optax_meta.init_policy(
+        jax.random.key(0), encoder=observations.scale_free(), action_space=SPACE, **options
+    )
+
+
+def tiny(policy=None, made=None, **options):
+    options = {"groups": 2, "rollouts": 2, "families_per_update": 1, "horizons": (5, 30), **options}
+    return optax_meta.meta_trainer(
+        made or [families.quadratics(dim=4)], policy or fresh_policy(), **options
+    )
+
+
+def run(trainer, updates, seed=0):
+    state, rows = trainer.init(seed), []
+    for _ in range(updates):
+        state, info = trainer.update(state)
+        rows.append(info)
+    return state, rows
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_families_give_finite_losses_and_gradients(name):
+    family = families.FAMILIES[name]()
+
+    def check(key):
+        task = family.build(family.sample(key))
+        params = task.init(key)
+        loss, grads = jax.value_and_grad(task.loss)(params, task.sample(key))
+        return loss, optax.tree.norm(grads), task.evaluate(params)["loss"]
+
+    loss, norm, evaluated = jax.jit(jax.vmap(check))(jax.random.split(jax.random.key(0), 32))
+    for values in (loss, norm, evaluated):
+        assert np.all(np.isfinite(values))
+        assert np.all(values > 0.0)
+    assert np.unique(evaluated).size == 32
+
+
+def test_a_rollout_is_the_run_that_users_run():
+    policy = fresh_policy(guide=Guide(dense_steps=3, num_decisions=5))
+    task, key = tasks.quadratic(dim=3), jax.random.key(4)
+    trajectory = optax_meta.rollout(policy, task, key, total_steps=23, learning_rate=0.1)
+    init_key, data_key = jax.random.split(key)
+    controller = optax_meta.learned(policy, total_steps=23)
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=0.1)
+    params = task.init(init_key)
+    state, seen = tx.init(params), []
+    for t in range(23):
+        batch = task.sample(jax.random.fold_in(data_key, t))
+        loss, grads = jax.value_and_grad(task.loss)(params, batch)
+        updates, state = tx.update(grads, state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+        row = optax_meta.record(state)
+        if row.decided:
+            seen.append((row.decision.observation, row.hyperparams["learning_rate"]))
+    assert trajectory.mask.size == trajectory.mask.sum() == len(seen)
+    np.testing.assert_allclose(trajectory.observation, [o for o, _ in seen], atol=1e-4)
+    np.testing.assert_allclose(trajectory.learning_rate, [r for _, r in seen], rtol=1e-5)
+    np.testing.assert_allclose(trajectory.final["loss"], task.evaluate(params)["loss"], rtol=1e-4)
+
+
+def test_a_traced_horizon_gives_the_same_run():
+    policy = fresh_policy(guide=Guide(dense_steps=3, num_decisions=5, anneal=True))
+    task, key = tasks.quadratic(dim=3), jax.random.key(4)
+
+    def traced(total, known):
+        return optax_meta.rollout(
+            policy, task, key, total_steps=total, horizon_is_known=known, max_decisions=30, seed=1
+        )
+
+    compiled = jax.jit(traced)
+    for total in (7, 40):
+        for known in (True, False):
+            static = optax_meta.rollout(
+                policy, task, key, total_steps=total, horizon_is_known=known, seed=1
+            )
+            same, count = compiled(total, known), static.mask.size
+            assert same.mask.sum() == count
+            np.testing.assert_array_equal(same.action[:count], static.action)
+            np.testing.assert_allclose(same.final["loss"], static.final["loss"], rtol=1e-4)
+    assert compiled._cache_size() == 1
+
+
+def test_a_seed_samples_and_none_does_not():
+    policy, task = fresh_policy(), tasks.quadratic(dim=3)
+    taken = [
+        optax_meta.rollout(policy, task, jax.random.key(0), total_steps=300, seed=seed).action
+        for seed in (None, 0, 0, 1)
+    ]
+    assert set(taken[0].tolist()) == {1}
+    np.testing.assert_array_equal(taken[1], taken[2])
+    assert taken[1].tolist() != taken[3].tolist()
+    assert set(taken[1].tolist()) == {0, 1, 2}
+
+
+def test_the_same_seed_gives_the_same_policy_and_another_another():
+    trainer = tiny()
+    first, again, other = (run(trainer, 2, seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.policy_params, again.policy_params)
+    assert not np.array_equal(first.policy_params, other.policy_params)
+
+
+def test_one_trace_serves_every_horizon_and_seed():
+    family, built = families.quadratics(dim=4), []
+
+    def build(drawn):
+        built.append(1)
+        return family.build(drawn)
+
+    _, rows = run(tiny(made=[family._replace(build=build)]), 4)
+    assert len(built) == 1
+    assert len({row["fall/quadratic"] for row in rows}) == 4
+
+
+@pytest.mark.parametrize("learner", ["reinforce", "evolution"])
+def test_it_learns_to_raise_a_rate_that_is_too_low(learner):
+    trainer = tiny(
+        learner=learner,
+        optimizers=("sgd",),
+        learning_rates=(1e-3, 1e-3),
+        horizons=(60, 60),
+        groups=8,
+        rollouts=8,
+        policy_learning_rate=2e-2,
+        sigma=0.1,
+    )
+    state, _ = run(trainer, 25)
+    rates = []
+    for policy in (trainer.policy(trainer.init(0)), trainer.policy(state)):
+        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(18)))
+        rates.append(probs[2] - probs[0])
+    assert rates[0] == pytest.approx(0.0, abs=1e-6)
+    assert rates[1] > 0.3
+
+
+def test_several_epochs_clip_the_ratio():
+    state, rows = run(tiny(epochs=3), 2)
+    assert np.all(np.isfinite(state.policy_params))
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+
+
+def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
+    values = meta_training._log_values(
+        optax_meta.Trajectory(
+            observation=jnp.zeros((1, 2, 3, 18)),
+            action=jnp.zeros((1, 2, 3), jnp.int32),
+            log_prob=jnp.zeros((1, 2, 3)),
+            value=jnp.array([[[2.0, 1.5, 0.0], [2.0, 900.0, 0.0]]]),
+            learning_rate=jnp.zeros((1, 2, 3)),
+            mask=jnp.array([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]]),
+            initial={"loss": jnp.array([[2.0, 2.0]])},
+            final={"loss": jnp.array([[1.0, jnp.nan]])},
+        )
+    )
+    np.testing.assert_allclose(values[0, 0], np.log([2.0, 2.0, 1.0, 1.0]), atol=1e-6)
+    worst = np.log(2.0) + 1.0
+    np.testing.assert_allclose(values[0, 1], [np.log(2.0), np.log(2.0), worst, worst], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rollouts": 1}, "`rollouts` must be at least 2"),
+        ({"horizons": (10, 5)}, "`horizons` must rise"),
+        ({"learning_rates": (0.0, 1.0)}, "`learning_rates` must rise"),
+        ({"optimizers": ("adamax",)}, "`optimizers` must be out of"),
+        ({"learner": "dqn"}, "`learner` must be"),
+        ({"learner": "evolution", "rollouts": 3}, "must be even"),
+        ({"families_per_update": 2}, "`families_per_update` must lie between 1 and 1"),
+        ({"epochs": 0}, "`epochs` must be at least 1"),
+        ({"groups": 0}, "`groups` must be at least 1"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**options)
+
+
+def test_a_stopped_run_goes_on_at_the_same_bits(tmp_path):
+    trainer = tiny()
+    meta_runs.train(trainer, tmp_path / "a", updates=2, save_seconds=0.0)
+    stopped = meta_runs.train(trainer, tmp_path / "a", updates=4, save_seconds=0.0)
+    whole = meta_runs.train(trainer, tmp_path / "b", updates=4)
+    jax.tree.map(np.testing.assert_array_equal, stopped.params, whole.params)
+    assert len((tmp_path / "a" / "log.jsonl").read_text().splitlines()) == 4
+    assert list((tmp_path / "a").glob("events*"))
+
+
+def test_eight_devices_learn_what_one_does(tmp_path):
+    code = (
+        "import sys, jax, numpy as np\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from test_meta_training import run, tiny\n"
+        "auto = (jax.sharding.AxisType.Auto,)\n"
+        "mesh = jax.make_mesh((8,), ('tasks',), auto) if jax.device_count() == 8 else None\n"
+        "state, _ = run(tiny(groups=8, horizons=(20, 20), mesh=mesh), 2)\n"
+        "np.save(sys.argv[1], np.asarray(state.policy_params))\n"
+    )
+    found = []
+    for count in (1, 8):
+        path = tmp_path / f"{count}.npy"
+        flags = f"--xla_force_host_platform_device_count={count}"
+        env = {**os.environ, "XLA_FLAGS": flags}
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=env)
+        found.append(np.load(path))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    assert np.ptp(found[0]) > 0.0

@@ -1,0 +1,141 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_tasks import TEST
+from validation_tasks import VALIDATION
+
+import optax_meta
+from optax_meta import families, protocol, tasks
+from optax_meta.protocol import Contender
+
+HOLD = Contender.from_controller(lambda steps: optax_meta.constant())
+
+
+def judge(folder=None, progress=None, **contenders):
+    return protocol.judge(
+        [tasks.quadratic(dim=2)],
+        contenders or {"hold": HOLD},
+        {"sgd": optax.sgd},
+        learning_rates=[1e-3, 0.1],
+        horizons=[5, 9],
+        seeds=2,
+        oracle_seeds=1,
+        folder=folder,
+        progress=progress,
+    )
+
+
+def test_schedules_agree_with_optax():
+    steps = np.arange(100)
+    for kind, decay in (
+        (1, optax.linear_schedule(2.0, 0.0, 95)),
+        (2, optax.cosine_decay_schedule(2.0, 95)),
+    ):
+        ours = protocol.schedule(kind, 2.0, 100)(steps)
+        np.testing.assert_allclose(ours[5:], decay(steps[5:] - 5), atol=1e-6)
+        np.testing.assert_allclose(ours[:5], 2.0 * np.arange(1, 6) / 5.0, rtol=1e-6)
+    np.testing.assert_array_equal(protocol.schedule(0, 2.0, 100)(steps), 2.0)
+
+
+def test_the_oracle_is_the_best_of_the_sweep_and_scored_on_other_seeds():
+    cell = judge()[1]
+    rates = {"constant": 0}
+    rates |= {name: index for index, name in enumerate(protocol.SCHEDULES)}
+    again = Contender(
+        lambda factory, rate, steps: factory(
+            learning_rate=protocol.schedule(
+                rates[cell["oracle"]["schedule"]], cell["oracle"]["rate"], steps
+            )
+        )
+    )
+    same = judge(again=again)[1]
+    for losses in same["losses"]["again"]:
+        np.testing.assert_allclose(losses, cell["oracle"]["losses"], rtol=1e-5)
+    ratio, diverged = protocol.ratios(same, "again")
+    np.testing.assert_allclose(np.mean(ratio), 1.0, atol=0.05)
+    assert not diverged.any()
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    first, calls = judge(tmp_path), []
+    assert judge(tmp_path, calls.append) == first
+    assert calls == []
+    more = judge(tmp_path, calls.append, hold=HOLD, again=HOLD)
+    assert [call.rpartition(": ")[2] for call in calls] == ["again", "again"]
+    assert more[0]["losses"]["again"] == first[0]["losses"]["hold"]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert json.loads((tmp_path / "quadratic-sgd-5.json").read_text()) == more[0]
+
+
+def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0):
+    return {
+        "initial": list(initial),
+        "oracle": {"losses": list(oracle)},
+        "floor": floor,
+        "losses": losses,
+    }
+
+
+def test_ratios_are_capped_and_the_lost_are_counted():
+    losses = [[2.0, float("nan")], [5.0, 1e-9]]
+    ratio, diverged = protocol.ratios(cell({"a": losses}), "a")
+    np.testing.assert_allclose(ratio, [[2.0, 10.0], [10.0, 0.1]])
+    np.testing.assert_array_equal(diverged, [[False, True], [True, False]])
+    negative = cell({"a": [[-1.5, -1.0]]}, oracle=(-1.5, -1.5), initial=(3.0, 3.0), floor=-2.0)
+    np.testing.assert_allclose(protocol.ratios(negative, "a")[0], [[1.0, 2.0]])
+
+
+def test_scores():
+    cells = [cell({"good": [[1.0, 1.0]], "bad": [[2.0, 2.0]]}) for _ in range(3)]
+    cells.append(cell({"good": [[1.21, 1.21]], "bad": [[5.0, 5.0]]}))
+    good, bad = protocol.score(cells)
+    assert (good.method, bad.method) == ("good", "bad")
+    assert good.geometric_mean == pytest.approx(1.21**0.25)
+    assert good.geometric_interval == pytest.approx((1.21**0.25, 1.21**0.25))
+    assert good.interquartile_mean == pytest.approx(1.0)
+    assert good.within_tenth == 0.75
+    assert bad.diverged == 0.25
+    assert bad.cells == 4
+
+
+def test_a_method_for_one_optimizer_runs_there_alone():
+    only = Contender(HOLD.make, optimizers=("adamw",))
+    assert list(judge(hold=HOLD, only=only)[0]["losses"]) == ["hold"]
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`seeds` must be ≥ 2"):
+        protocol.judge([], {}, {}, learning_rates=[], horizons=[], seeds=1)
+    with pytest.raises(ValueError, match="tasks need different names"):
+        protocol.judge([tasks.quadratic()] * 2, {}, {}, learning_rates=[], horizons=[])
+
+
+def test_tiers_are_disjoint():
+    names = set(families.FAMILIES)
+    assert not names & set(TEST)
+    assert not names & set(VALIDATION)
+    assert not set(TEST) & set(VALIDATION)
+
+
+@pytest.fixture
+def promotion():
+    with jax.numpy_rank_promotion("allow"):  # the benchmarks are scripts
+        yield
+
+
+@pytest.mark.usefixtures("promotion")
+@pytest.mark.parametrize("make", [*TEST.values(), *VALIDATION.values()])
+def test_tasks_are_sound(make):
+    task = make()
+    params = task.init(jax.random.key(0))
+    loss, grads = jax.value_and_grad(task.loss)(params, task.sample(jax.random.key(1)))
+    assert jnp.isfinite(loss)
+    assert jnp.isfinite(optax.tree.norm(grads))
+    start = task.evaluate(params)["loss"]
+    assert start > task.floor
+    moved = optax.tree.add_scale(params, -1e-4, grads)
+    assert task.evaluate(moved)["loss"] < start + 1e-2
