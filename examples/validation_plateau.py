@@ -1,7 +1,7 @@
 """A plateau rule that judges the validation loss, once an epoch, without a dummy update.
 
-Inside the epoch nothing decides, for the decision interval is infinite. Between epochs `decide` asks
-the controller: a pure function of the optimizer's state and one number.
+Inside the epoch nothing decides, for the decision interval is infinite. Between epochs `decide`
+asks the controller: a pure function of the optimizer's state and one number.
 
     python examples/validation_plateau.py
 """

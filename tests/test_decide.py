@@ -99,5 +99,5 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`value` must be a real scalar"):
         decide(CONTROLLER, TX.init(jnp.ones(3)), value=jnp.ones(2))
     for bad in (0, 1.5, -math.inf, math.nan):
-        with pytest.raises(ValueError, match="must be a whole number ≥ 1 or `math.inf`"):
+        with pytest.raises(ValueError, match=r"must be a whole number ≥ 1 or `math\.inf`"):
             control_hyperparams(optax.sgd, CONTROLLER, decision_interval=bad)

@@ -1,0 +1,95 @@
+"""How fast is meta-training, beside a Python loop of jitted steps on the same task?
+
+Both train a task of the `relu` family under the same policy; one process, one device, alternating.
+Prints inner steps per second, how time grows with tasks and with steps, and what compiling costs.
+Writes `meta_throughput.json` beside this script.
+
+    python benchmarks/meta_throughput.py
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_meta
+from optax_meta import families, meta_runs
+from optax_meta.evaluation import library_versions
+
+HERE = Path(__file__).parent
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Time one call, device work included."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure, print, write."""
+    trainer = meta_runs.any_lr()
+    policy = trainer.policy(trainer.init(0))
+    family = families.FAMILIES["relu"]()
+
+    def one(key: jax.Array, total: jax.Array) -> jax.Array:
+        task = family.build(family.sample(key))
+        trajectory = optax_meta.rollout(
+            policy, task, key, total_steps=total, max_decisions=221, optimizer=optax.adam
+        )
+        return trajectory.final["loss"]
+
+    many = jax.jit(jax.vmap(one, (0, None)))
+    keys = {count: jax.random.split(jax.random.key(0), count) for count in (64, 256, 1024)}
+    compiling = {
+        total: seconds(lambda total=total: jax.jit(many).lower(keys[64], total).compile())
+        for total in (200, 2000)
+    }
+    task = family.build(family.sample(jax.random.key(0)))
+    controller = optax_meta.learned(policy, total_steps=200)
+    tx = optax_meta.control_hyperparams(optax.adam, controller)(learning_rate=1e-3)
+
+    @jax.jit
+    def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any]:
+        loss, grads = jax.value_and_grad(task.loss)(params, task.sample(key))
+        updates, state = tx.update(grads, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    def loop() -> Any:
+        params = task.init(jax.random.key(1))
+        state = tx.init(params)
+        for key in step_keys:
+            params, state = step(params, state, key)
+        return params
+
+    step_keys = list(jax.random.split(jax.random.key(2), 200))
+    times: dict[str, list[float]] = {"loop": [], **{f"{n} tasks": [] for n in keys}, "400": []}
+    for repeat in range(6):
+        took = {"loop": seconds(loop)}
+        for count, some in keys.items():
+            took[f"{count} tasks"] = seconds(lambda some=some: many(some, jnp.int32(200)))
+        took["400"] = seconds(lambda: many(keys[256], jnp.int32(400)))
+        if repeat > 0:  # the first one compiles
+            for name, value in took.items():
+                times[name].append(value)
+    rate = {"loop": 200 / np.median(times["loop"])}
+    rate |= {f"{n} tasks": n * 200 / float(np.median(times[f"{n} tasks"])) for n in keys}
+    results = {
+        "inner_steps_per_second": {name: float(value) for name, value in rate.items()},
+        "ratio_to_the_loop": {name: float(value / rate["loop"]) for name, value in rate.items()},
+        "time_at_400_steps_over_200": float(np.median(np.divide(times["400"], times["256 tasks"]))),
+        "compile_seconds_by_steps": compiling,
+        "versions": library_versions(),
+    }
+    (HERE / "meta_throughput.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The policies that come with the package.
+
+`python tests/test_pretrained.py` writes the golden trajectories anew, after a policy was replaced.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_meta
+from optax_meta import checkpoints, meta_runs, tasks
+
+GOLDEN = Path(__file__).parent / "golden.json"
+FOLDER = Path(optax_meta.__file__).parent / "pretrained"
+
+
+def rates(name, total_steps, start=1e-3, factory=optax.adamw):
+    """The learning rates of a fixed run, one a step, and its final loss."""
+    policy = optax_meta.load_policy(name)
+    task = tasks.quadratic(dim=20)
+    tx = optax_meta.control_hyperparams(
+        factory, optax_meta.learned(policy, total_steps=total_steps)
+    )(learning_rate=start)
+
+    def step(carry, key):
+        params, state = carry
+        loss, grads = jax.value_and_grad(task.loss)(params, task.sample(key))
+        updates, state = tx.update(grads, state, params, value=loss)
+        return (optax.apply_updates(params, updates), state), optax_meta.record(state)
+
+    params = task.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 150)
+    (params, _), rows = jax.jit(lambda c: jax.lax.scan(step, c, keys))((params, tx.init(params)))
+    return rows.hyperparams["learning_rate"], task.evaluate(params)["loss"]
+
+
+def fresh_golden():
+    return {
+        f"{name}, {total}": np.asarray(rates(name, total)[0], float).tolist()
+        for name in optax_meta.available_policies()
+        for total in (150, None)
+    }
+
+
+def test_there_are_policies_and_each_is_small():
+    assert "any-lr-v1" in optax_meta.available_policies()
+    for name in optax_meta.available_policies():
+        assert (FOLDER / f"{name}.policy").stat().st_size <= 100_000
+        assert name in meta_runs.RECIPES
+        card = checkpoints.read_card(name)
+        assert card["features"] == list(optax_meta.load_policy(name).encoder.features)
+        assert {"command", "updates", "inner_steps", "known_failures"} <= set(card["notes"])
+
+
+def test_the_recipe_makes_a_policy_of_the_same_kind():
+    for name in optax_meta.available_policies():
+        shipped, trainer = optax_meta.load_policy(name), meta_runs.RECIPES[name]()
+        made = trainer.policy(trainer.init(0))
+        assert made.guide == shipped.guide
+        assert made.action_space == shipped.action_space
+        assert made.encoder.features == shipped.encoder.features
+        assert made.network == shipped.network
+
+
+@pytest.mark.parametrize("golden", json.loads(GOLDEN.read_text()).items(), ids=lambda g: g[0])
+def test_golden_trajectories(golden):
+    label, expected = golden
+    name, total = label.split(", ")
+    found, _ = rates(name, None if total == "None" else int(total))
+    np.testing.assert_allclose(found, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("factory", [optax.adamw, optax.sgd, optax.lion, optax.rmsprop])
+def test_any_start_ends_alike_and_none_is_lost(factory):
+    finals = [rates("any-lr-v1", 150, start, factory)[1] for start in (1e-6, 1e-3, 1.0, 10.0)]
+    start = tasks.quadratic(dim=20)
+    first = start.evaluate(start.init(jax.random.key(0)))["loss"]
+    assert np.max(finals) < 0.2 * first
+    np.testing.assert_allclose(finals, finals[0], rtol=1e-3)
+
+
+def test_it_keeps_learning_online():
+    policy = optax_meta.load_policy("any-lr-v1")
+    controller = optax_meta.reinforce(policy, total_steps=100, train_every=2)
+    tx = optax_meta.control_hyperparams(optax.adam, controller)(learning_rate=1e-3)
+    params = jnp.ones(4)
+    state = tx.init(params)
+    for _ in range(12):
+        updates, state = tx.update(params, state, params, value=jnp.sum(params**2))
+        params = optax.apply_updates(params, updates)
+    taught = optax_meta.extract_policy(policy, state)
+    head = taught.params["params"]["head"]["bias"]
+    assert not np.array_equal(head, policy.params["params"]["head"]["bias"])
+    assert np.all(np.isfinite(head))
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(fresh_golden()) + "\n")
