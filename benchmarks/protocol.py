@@ -1,7 +1,7 @@
 """Is a controller as good as a sweep? Methods judged by their ratio to a tuned schedule.
 
 Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped.
-Writes `protocol.json` and `start_sensitivity.png` beside this script and prints the table.
+Writes `protocol.json` and `start_sensitivity.png` beside this script and the table into the README.
 
     python benchmarks/protocol.py            # the fast cut
     python benchmarks/protocol.py --full     # all optimizers, horizons and ten seeds: hours
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import optax
 from optax import contrib
+from readme import README, insert
 from test_tasks import TEST
 from validation_tasks import VALIDATION
 
@@ -237,6 +238,7 @@ def main() -> None:
         rows = [score._asdict() for score in protocol.score(cells)]
         results = {"cut": size, "versions": library_versions(), "scores": rows}
         results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
+        README.write_text(insert(README.read_text(), "protocol", table(cells)))
         (HERE / "protocol.json").write_text(json.dumps(results, indent=1) + "\n")
         shown = {"any-lr-v1": "any-lr-v1 (ours)", "constant": "constant", "cosine": "cosine"}
         shown |= {"mechanic": "Mechanic", "hypergradient": "cosine rule"}
