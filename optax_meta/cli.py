@@ -107,7 +107,10 @@ def _parser() -> argparse.ArgumentParser:
         "--devices", type=_at_least(1), default=2, help="to split a CPU into; ignored elsewhere"
     )
     train.add_argument(
-        "--distributed", action="store_true", help="call jax.distributed.initialize() first"
+        "--distributed",
+        type=_distributed,
+        metavar="auto|HOST:PORT,N,I",
+        help="several hosts: found by JAX, or the address of the first, how many, and which",
     )
     train.add_argument("--out", default="optax-meta-policy", help="folder for the run")
     return parser
@@ -142,8 +145,8 @@ def _meta_train(options: argparse.Namespace) -> int:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     import jax
 
-    if options.distributed:
-        jax.distributed.initialize()
+    if options.distributed is not None:
+        jax.distributed.initialize(**options.distributed)
     try:
         from optax_meta import checkpoints, meta_runs
     except ImportError as error:
@@ -170,7 +173,11 @@ def _meta_train(options: argparse.Namespace) -> int:
             trainer, folder, updates=options.updates, seed=options.seed, progress=progress
         )
     path = folder / f"{options.recipe}.policy"
-    notes = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
+    notes = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("run", "out", "distributed")
+    }
     if jax.process_index() == 0:
         checkpoints.save_policy(policy, path, notes=notes)
         print(f"Policy: {path}")  # noqa: T201
@@ -250,6 +257,16 @@ def _at_least(least: int) -> Callable[[str], int]:
         return number
 
     return whole_number
+
+
+def _distributed(text: str) -> dict[str, Any]:
+    if text == "auto":
+        return {}
+    address, *numbers = text.split(",")
+    if ":" not in address or len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
+        raise argparse.ArgumentTypeError(f'must be "auto" or HOST:PORT,N,I, got {text!r}')
+    count, index = map(int, numbers)
+    return {"coordinator_address": address, "num_processes": count, "process_id": index}
 
 
 def _rate(text: str) -> float:

@@ -117,24 +117,28 @@ class _Log:
     """One row an update, as JSON lines and as TensorBoard events."""
 
     def __init__(self, folder: Path) -> None:
+        self.file, self.writer = None, None
+        if jax.process_index() > 0:
+            return
         self.file = (folder / "log.jsonl").open("a", buffering=1)
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            self.writer = None
-        else:
-            self.writer = SummaryWriter(str(folder))
+            return
+        self.writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         if self.writer is not None:
             self.writer.close()
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"update": step, **row}) + "\n")
+        if self.file is not None:
+            self.file.write(json.dumps({"update": step, **row}) + "\n")
         if self.writer is not None:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, step)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -205,13 +206,14 @@ def meta_trainer(
     flat, unravel = ravel_pytree(policy.params)
 
     def init(seed: int) -> MetaState:
-        return MetaState(
+        state = MetaState(
             step=jnp.int32(0),
             seed=jnp.uint32(seed),
             policy_params=jnp.array(flat, jnp.float32, copy=True),
             learner_state=setting.optimizer.init(flat),
             num_inner_steps=jnp.float32(0.0),
         )
+        return _place(setting, state)
 
     return MetaTrainer(
         init=init,
@@ -244,7 +246,7 @@ def _update(
         low, high = (math.log(h) for h in setting.horizons)
         total = round(math.exp(float(jax.random.uniform(horizon_key, minval=low, maxval=high))))
         is_known = jax.random.uniform(known_key) >= setting.unknown_horizons
-        task_keys = jax.random.split(run_key, setting.groups)
+        task_keys = jax.random.key_data(jax.random.split(run_key, setting.groups))
         batch = compiled[family.name](
             _place(setting, state.policy_params),
             _place(setting, task_keys, sharded=True),
@@ -258,11 +260,10 @@ def _update(
     )
     info = {name: float(value) for name, value in learned.items()}
     return MetaState(
-        step=state.step + 1,
-        seed=state.seed,
+        *_place(setting, (state.step + 1, state.seed)),
         policy_params=params,
         learner_state=learner_state,
-        num_inner_steps=state.num_inner_steps + steps,
+        num_inner_steps=_place(setting, state.num_inner_steps + steps),
     ), info
 
 
@@ -271,7 +272,9 @@ def _place(setting: _Setting, arrays: Any, *, sharded: bool = False) -> Any:
     if setting.mesh is None:
         return arrays
     spec = jax.sharding.PartitionSpec(*setting.mesh.axis_names[:1] if sharded else ())
-    return jax.device_put(arrays, jax.sharding.NamedSharding(setting.mesh, spec))
+    sharding = jax.sharding.NamedSharding(setting.mesh, spec)
+    # From the host, where each process has the same values.
+    return jax.device_put(jax.tree.map(np.asarray, arrays), sharding)
 
 
 def _run(
@@ -283,6 +286,7 @@ def _run(
     horizon_is_known: jax.Array,
 ) -> dict[str, Any]:
     """Run a batch of one family; return what the learner needs, and its summary."""
+    task_keys = jax.random.wrap_key_data(task_keys)
     _, unravel = ravel_pytree(setting.policy.params)
 
     def one(key: jax.Array, seed: jax.Array, params: jax.Array) -> Trajectory:

@@ -230,8 +230,14 @@ PLATEAU = optax_meta.plateau()
     [
         (lambda: control_hyperparams(optax.adamw(1e-3), PLATEAU), "not the optimizer it returns"),
         (lambda: control_hyperparams(optax.adamw, optax_meta.plateau), "Controller, .*: call it"),
-        (lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=0), r"≥ 1 or `math\.inf`, got 0"),
-        (lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=1.5), r"≥ 1 or `math\.inf`, got 1\.5"),
+        (
+            lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=0),
+            r"≥ 1 or `math\.inf`, got 0",
+        ),
+        (
+            lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=1.5),
+            r"≥ 1 or `math\.inf`, got 1\.5",
+        ),
         (
             lambda: control_hyperparams(optax.sgd, optax_meta.reinforce())(0.1),
             (
