@@ -172,11 +172,13 @@ def score(cells: Sequence[Mapping[str, Any]], *, rates: Sequence[int] | None = N
         rates: indices of the starting rates to look at; None for all.
 
     Returns:
-        Rows, losers included. A method is scored on the cells that it ran in.
+        Rows, losers included. A method is scored on the cells that it ran in. Cells whose oracle
+        is itself lost on a seed that it is scored on are left out for all: no yardstick.
 
     Source: interquartile mean and stratified bootstrap as in R. Agarwal et al., "Deep Reinforcement
     Learning at the Edge of the Statistical Precipice", https://arxiv.org/abs/2108.13264.
     """
+    cells = [cell for cell in cells if np.all(np.isfinite(cell["oracle"]["losses"]))]
     methods = dict.fromkeys(name for cell in cells for name in cell["losses"])
     rows = [_score(name, cells, rates) for name in methods]
     return sorted(rows, key=lambda row: row.geometric_mean)

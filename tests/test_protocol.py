@@ -100,6 +100,8 @@ def test_scores():
     assert good.within_tenth == 0.75
     assert bad.diverged == 0.25
     assert bad.cells == 4
+    lost = cell({"good": [[1.0, 1.0]]}, oracle=(1.0, float("nan")))
+    assert protocol.score([*cells, lost])[0].cells == 4
 
 
 def test_a_method_for_one_optimizer_runs_there_alone():
