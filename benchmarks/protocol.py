@@ -197,6 +197,8 @@ def picture(cells: list[dict[str, Any]], shown: Mapping[str, str], path: Path) -
         xlabel="starting learning rate",
         ylabel="final loss ÷ that of a 39-trial sweep",
     )
+    for part in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        part("{x:g}")
     axes.set_title("Test tasks, geometric mean; lower is better", fontsize=10)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
@@ -240,8 +242,12 @@ def main() -> None:
         results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
         README.write_text(insert(README.read_text(), "protocol", table(cells)))
         (HERE / "protocol.json").write_text(json.dumps(results, indent=1) + "\n")
-        shown = {"any-lr-v1": "any-lr-v1 (ours)", "constant": "constant", "cosine": "cosine"}
-        shown |= {"mechanic": "Mechanic", "hypergradient": "cosine rule"}
+        shown = {
+            "any-lr-v1": "any-lr-v1 (ours)",
+            "constant": "constant",
+            "cosine": "warm-up + cosine",
+        }
+        shown |= {"mechanic": "Mechanic", "hypergradient": "hypergradient"}
         picture(cells, shown, HERE / "start_sensitivity.png")
     assert np.all([np.isfinite(s.geometric_mean) for s in protocol.score(cells)])
 
