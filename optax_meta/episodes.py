@@ -11,7 +11,7 @@ from optax_meta.controllers.learned import learned
 from optax_meta.metrics import Statistics
 from optax_meta.policies import Policy
 from optax_meta.recording import record
-from optax_meta.tasks import Task
+from optax_meta.tasks import Task, train_step
 from optax_meta.transform import control_hyperparams
 
 
@@ -108,11 +108,7 @@ def rollout(
     initial = task.evaluate(params)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        params, opt_state = carry
-        batch = task.sample(jax.random.fold_in(data_key, t))
-        loss, grads = jax.value_and_grad(task.loss)(params, batch)
-        updates, opt_state = tx.update(grads, opt_state, params, value=loss)
-        return optax.apply_updates(params, updates), opt_state
+        return train_step(task, tx, jax.random.fold_in(data_key, t), *carry)[:2]
 
     def decide(carry: tuple[jax.Array, ...]) -> tuple[Any, ...]:
         position, t, run, rows = carry

@@ -21,7 +21,7 @@ from optax_meta.controllers.online import reinforce
 from optax_meta.controllers.plateau import plateau
 from optax_meta.controllers.warmup import warmup_plateau
 from optax_meta.recording import Record, record
-from optax_meta.tasks import TASKS, Task
+from optax_meta.tasks import TASKS, Task, train_step
 from optax_meta.transform import control_hyperparams
 
 Method = Callable[[int, jax.Array], Controller]
@@ -283,11 +283,9 @@ def _train(
         tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
 
     def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Any]:
-        params, opt_state = carry
-        loss, grads = jax.value_and_grad(task.loss)(params, task.sample(key))
-        updates, opt_state = tx.update(grads, opt_state, params, value=loss)
+        params, opt_state, loss = train_step(task, tx, key, *carry)
         row = None if method is None else record(opt_state)
-        return (optax.apply_updates(params, updates), opt_state), (loss, row)
+        return (params, opt_state), (loss, row)
 
     keys = jax.random.split(data_key, steps)
     (final, _), (losses, rows) = jax.lax.scan(step, (params, tx.init(params)), keys)

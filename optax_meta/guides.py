@@ -57,6 +57,11 @@ class Guide(NamedTuple):
     anneal: bool = False
 
     @property
+    def first_decisions(self) -> int:
+        """How many of the first steps are each decided upon, calibration included."""
+        return max(self.dense_steps, self.calibration_steps)
+
+    @property
     def needs_alignment(self) -> bool:
         """Whether it reads the norms of parameters and updates."""
         return self.calibration_steps > 0 or self.max_ratio < math.inf

@@ -331,7 +331,7 @@ def _run(
 def _max_decisions(setting: _Setting) -> int:
     guide, (_, longest) = setting.policy.guide, setting.horizons
     unknown = -(-longest // 10)
-    return guide.dense_steps + max(unknown, guide.num_decisions) + 1
+    return guide.first_decisions + max(unknown, guide.num_decisions) + 1
 
 
 def _draw_optimizer(

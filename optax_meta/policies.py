@@ -100,7 +100,7 @@ class Policy(NamedTuple):
             hyperparams=self.action_space.hyperparams,
             decision_interval=decision_interval,
             bounds={move.hyperparam: move.bounds for move in self.action_space.moves},
-            dense_steps=max(self.guide.dense_steps, self.guide.calibration_steps),
+            dense_steps=self.guide.first_decisions,
             action_labels=actions.labels(self.action_space),
             needs_alignment=self.encoder.needs_alignment or self.guide.needs_alignment,
         )

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from optax_meta.base import Controller
-from optax_meta.tasks import Task
+from optax_meta.tasks import Task, train_step
 from optax_meta.transform import control_hyperparams
 
 CAP = 10.0
@@ -311,11 +311,7 @@ def _train(
     tx = optax.with_extra_args_support(made)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        params, opt_state = carry
-        batch = task.sample(jax.random.fold_in(data_key, t))
-        loss, grads = jax.value_and_grad(task.loss)(params, batch)
-        updates, opt_state = tx.update(grads, opt_state, params, value=loss)
-        return optax.apply_updates(params, updates), opt_state
+        return train_step(task, tx, jax.random.fold_in(data_key, t), *carry)[:2]
 
     final, opt_state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
     final = final if contender.params is None else contender.params(opt_state, final)

@@ -62,6 +62,35 @@ class TaskFamily(NamedTuple):
     build: Callable[[Any], Task]
 
 
+def train_step(
+    task: Task,
+    tx: optax.GradientTransformationExtraArgs,
+    key: jax.Array,
+    params: Any,
+    opt_state: Any,
+) -> tuple[Any, Any, jax.Array]:
+    """Train a task for one step, with the loss passed on to the optimizer.
+
+    Args:
+        task: what is trained.
+        tx: what it is trained with.
+        key: of the mini-batch.
+        params: before the step.
+        opt_state: before the step.
+
+    Returns:
+        Parameters and optimizer state after the step, and the loss before it, float32[].
+
+    Example:
+        >>> task, tx = quadratic(dim=2), optax.with_extra_args_support(optax.sgd(0.1))
+        >>> params = task.init(jax.random.key(0))
+        >>> params, state, loss = train_step(task, tx, jax.random.key(1), params, tx.init(params))
+    """
+    loss, grads = jax.value_and_grad(task.loss)(params, task.sample(key))
+    updates, opt_state = tx.update(grads, opt_state, params, value=loss)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+
 class MLP(nn.Module):
     """Dense layers with ReLU.
 
