@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 # Named here too, since `--help` must answer before JAX is loaded; a test compares them.
 TASKS = ("digits", "digits-conv", "quadratic")
-RECIPES = ("any-lr-v1",)
+RECIPES = ("any-lr-v1", "adamw-lr-wd-v1")
 METHODS = (
     "constant",
     "plateau",

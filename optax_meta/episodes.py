@@ -108,7 +108,7 @@ def rollout(
     initial = task.evaluate(params)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        return train_step(task, tx, jax.random.fold_in(data_key, t), *carry)[:2]
+        return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]
 
     def decide(carry: tuple[jax.Array, ...]) -> tuple[Any, ...]:
         position, t, run, rows = carry

@@ -282,13 +282,13 @@ def _train(
         controller = _controller(method, steps, seed)
         tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
 
-    def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Any]:
-        params, opt_state, loss = train_step(task, tx, key, *carry)
+    def step(carry: tuple[Any, Any], at: tuple[Any, Any]) -> tuple[tuple[Any, Any], Any]:
+        params, opt_state, loss = train_step(task, tx, *at, *carry)
         row = None if method is None else record(opt_state)
         return (params, opt_state), (loss, row)
 
-    keys = jax.random.split(data_key, steps)
-    (final, _), (losses, rows) = jax.lax.scan(step, (params, tx.init(params)), keys)
+    at = (jax.random.split(data_key, steps), jnp.arange(steps))
+    (final, _), (losses, rows) = jax.lax.scan(step, (params, tx.init(params)), at)
     return (task.evaluate(params), task.evaluate(final), losses, rows)
 
 

@@ -41,6 +41,7 @@ def networks(
     classify: bool = True,
     normalize: bool = False,
     heavy_tailed: bool = False,
+    rows: int | None = None,
     name: str = "network",
 ) -> TaskFamily:
     """Fit a random two-layer network with a deeper one, from an endless noisy stream.
@@ -54,6 +55,9 @@ def networks(
         normalize: normalize every hidden layer and add it to the last one of the same width.
         heavy_tailed: inputs and noise follow Student's t with 3 degrees of freedom, so that single
             gradients are a hundred times larger than most.
+        rows: for tasks to overfit: batches are drawn with replacement from a table whose length is
+            drawn log-uniformly, an eighth of `rows` to `rows`, and the final loss is taken on fresh
+            data; None for an endless stream.
         name: of the family.
 
     Returns:
@@ -80,6 +84,7 @@ def networks(
             "noise": jax.random.uniform(keys[4], maxval=0.5),
             "target_scale": 10.0 ** jax.random.uniform(keys[6], minval=-0.5, maxval=1.0),
             "target_shift": jax.random.normal(keys[7], (outputs,)),
+            "rows": 2.0 ** -jax.random.uniform(keys[6], maxval=3.0),
             "scales": _scales(keys[5]),
             "evaluation": jax.random.bits(keys[5]),
         }
@@ -99,7 +104,18 @@ def networks(
             out = _network(params, x, activation, normalize=normalize)
             return jnp.mean(_cross_entropy(out, y) if classify else jnp.square(out - y))
 
-        return _task(name, partial(_init_network, sizes), draw, loss, batch_size, drawn)
+        init = partial(_init_network, sizes)
+        if rows is None:
+            return _task(name, init, draw, loss, batch_size, drawn)
+        table = draw(rows, jax.random.key(drawn["evaluation"] + 1))
+        count = jnp.ceil(rows * drawn["rows"]).astype(jnp.int32)
+
+        def pick(size: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            row = jax.random.randint(key, (size,), 0, count)
+            return jax.tree.map(lambda column: column[row], table)
+
+        fresh = draw(4 * _EVALUATION_SIZE, jax.random.key(drawn["evaluation"]))
+        return _task(name, init, pick, loss, batch_size, drawn, exact=fresh)
 
     kind = "classification" if classify else "regression"
     return TaskFamily(name, f"{kind} by a network {'-'.join(map(str, sizes))}", sample, build)
@@ -149,6 +165,54 @@ def quadratics(*, dim: int = 40) -> TaskFamily:
         return _task("quadratic", init, draw, loss, 8, drawn, exact=jnp.zeros((1, dim)))
 
     return TaskFamily("quadratic", f"noisy quadratics in {dim} dimensions", sample, build)
+
+
+def products(*, dim: int = 12, depth: int = 4, batch_size: int = 16) -> TaskFamily:
+    """Fit a linear map whose every coefficient is a product of several parameters.
+
+    Curvature grows with a power of the parameters, so that a rate that was harmless at first throws
+    a run far away later; between signs lie saddles.
+
+    Args:
+        dim: number of coefficients.
+        depth: parameters of each.
+        batch_size: fresh samples a step.
+
+    Returns:
+        A `TaskFamily` of `depth`·`dim` parameters.
+
+    Example:
+        >>> optax_meta.families.products().name
+        'product'
+    """
+
+    def sample(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 4)
+        size = 10.0 ** jax.random.uniform(keys[0], minval=-0.5, maxval=1.5)
+        return {
+            "target": size * jax.random.normal(keys[1], (dim,)),
+            "noise": 0.3 * size * jax.random.uniform(keys[2]),
+            "scales": _scales(keys[3]),
+            "evaluation": jax.random.bits(keys[3]),
+        }
+
+    def build(drawn: dict[str, Any]) -> Task:
+        def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x_key, noise_key = jax.random.split(key)
+            x = jax.random.normal(x_key, (count, dim))
+            noise = drawn["noise"] * jax.random.normal(noise_key, (count,))
+            return x, x @ drawn["target"] + noise
+
+        def loss(params: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            x, y = batch
+            return jnp.mean(jnp.square(x @ jnp.prod(params, axis=0) - y)) + 1e-4
+
+        def init(key: jax.Array) -> jax.Array:
+            return 1.0 + 0.3 * jax.random.normal(key, (depth, dim))
+
+        return _task("product", init, draw, loss, batch_size, drawn)
+
+    return TaskFamily("product", f"{dim} products of {depth} parameters", sample, build)
 
 
 def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskFamily:
@@ -276,10 +340,35 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
         networks, sizes=(10, 24, 4), batch_size=16, classify=False, heavy_tailed=True, name="heavy"
     ),
     "quadratic": quadratics,
+    "product": products,
     "bigram": bigrams,
     "table": tables,
 }
-"""Families that shipped policies were trained on, by name."""
+"""Families that `any-lr-v1` was trained on, by name."""
+
+OVERFITTED: dict[str, Callable[[], TaskFamily]] = {
+    "few-relu": partial(networks, sizes=(12, 48, 48, 4), rows=256, name="few-relu"),
+    "few-tanh": partial(
+        networks,
+        sizes=(8, 64, 1),
+        activation=jnp.tanh,
+        classify=False,
+        batch_size=16,
+        rows=128,
+        name="few-tanh",
+    ),
+    "few-deep": partial(
+        networks,
+        sizes=(16, 24, 24, 24, 6),
+        activation=jax.nn.gelu,
+        normalize=True,
+        rows=512,
+        name="few-deep",
+    ),
+    "few-linear": partial(networks, sizes=(48, 5), batch_size=16, rows=192, name="few-linear"),
+    "few-wide": partial(networks, sizes=(24, 96, 1), classify=False, rows=256, name="few-wide"),
+}
+"""Families of few noisy rows, judged on fresh ones, that `adamw-lr-wd-v1` was trained on."""
 
 
 def _scales(key: jax.Array) -> Scales:

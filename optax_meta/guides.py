@@ -15,6 +15,7 @@ from optax_meta.base import Hyperparams
 from optax_meta.metrics import Metrics
 
 HYPERPARAM = "learning_rate"
+DECAY = "weight_decay"
 _LARGEST_JUMP = 1e3
 
 
@@ -36,12 +37,17 @@ class Guide(NamedTuple):
         dense_steps: the policy decides at each of the first steps; at least in calibration.
         num_decisions: further decisions in a run of known length, evenly spaced; 0 for one every
             ten steps, as where the length is not known.
+        total_decay: in a run of known length, and if the weight decay is steered, the rate times
+            the weight decay of each of the first decisions is this over the number of steps, so
+            that the starting decay is forgotten, too; 0 for leaving it alone.
         anneal: whether a held rate falls linearly to 0 at the end of a run of known length.
 
     Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
     "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
     low and probing up from A. Cutkosky et al., "Mechanic: A Learning Rate Tuner",
-    https://arxiv.org/abs/2306.00144.
+    https://arxiv.org/abs/2306.00144; rate · weight decay · steps as the measure of decay from X.
+    Wang and L. Aitchison, "How to set AdamW's weight decay as you scale model and dataset size",
+    https://arxiv.org/abs/2405.13698.
 
     Example:
         >>> guide = optax_meta.guides.Guide(calibration_steps=8, anneal=True)
@@ -54,6 +60,7 @@ class Guide(NamedTuple):
     max_ratio: float = math.inf
     dense_steps: int = 0
     num_decisions: int = 0
+    total_decay: float = 0.0
     anneal: bool = False
 
     @property
@@ -91,7 +98,19 @@ class Guide(NamedTuple):
             probe = jnp.minimum(rate, self.probe_rate)
             calibrated = jnp.where(metrics.step > 0, rate * jump, probe)
             lead = jnp.where(metrics.step < self.calibration_steps, calibrated, lead)
-        return {**hyperparams, HYPERPARAM: lead}
+        return {**hyperparams, HYPERPARAM: lead, **self._lead_decay(metrics, hyperparams, lead)}
+
+    def _lead_decay(
+        self, metrics: Metrics, hyperparams: Hyperparams, rate: jax.Array
+    ) -> Hyperparams:
+        if self.total_decay == 0.0 or DECAY not in hyperparams:
+            return {}
+        decay = hyperparams[DECAY]
+        # progress/step is one over the number of steps
+        per_step = self.total_decay * metrics.progress / jnp.maximum(metrics.step, 1)
+        wanted = (per_step / jnp.maximum(rate, 1e-30)).astype(decay.dtype)
+        is_first = (metrics.step < self.first_decisions) & (metrics.progress > 0.0)
+        return {DECAY: jnp.where(is_first, wanted, decay)}
 
     def bound(self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams) -> Hyperparams:
         """Return `wanted` with the learning rate held to `max_ratio`.

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 
 from optax_meta import actions, observations
-from optax_meta.families import FAMILIES
+from optax_meta.checkpoints import load_policy
+from optax_meta.families import FAMILIES, OVERFITTED
 from optax_meta.guides import Guide
 from optax_meta.meta_training import MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, init_policy
@@ -52,7 +54,54 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
 
-RECIPES: Mapping[str, Callable[..., MetaTrainer]] = {"any-lr-v1": any_lr}
+def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
+    """Build the meta-trainer of `adamw-lr-wd-v1`: learning rate and weight decay of AdamW.
+
+    It starts from the shipped `any-lr-v1`, which chooses the rate already, and learns from the loss
+    on held-out data alone.
+
+    Args:
+        mesh: as for `optax_meta.meta_trainer`.
+        **options: replace what it is built with.
+
+    Returns:
+        A `MetaTrainer` over all of `families.OVERFITTED`.
+
+    Example:
+        >>> trainer = optax_meta.meta_runs.adamw_lr_wd(groups=2, rollouts=2)
+        >>> trainer.policy(trainer.init(0)).action_space.num_actions
+        15
+    """
+    source = load_policy("any-lr-v1")
+    decay = actions.scale("weight_decay", (0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
+    fresh = init_policy(
+        jax.random.key(0),
+        encoder=observations.scale_free(weight_decay=True),
+        action_space=actions.factored(*source.action_space.moves, decay),
+        guide=source.guide._replace(total_decay=1.0),
+        hold_probability=0.7,
+    )
+    policy = fresh._replace(params=_widened(source.params, fresh.params))
+    families = [make() for make in OVERFITTED.values()]
+    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaping": False}
+    return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
+
+
+def _widened(source: Any, target: Any) -> Any:
+    """Put smaller arrays in the first rows and columns of larger ones; zeros for further inputs."""
+
+    def widen(path: Any, small: jax.Array, large: jax.Array) -> jax.Array:
+        is_first = "Dense_0" in jax.tree_util.keystr(path)
+        large = jnp.zeros_like(large) if is_first else large
+        return large.at[tuple(slice(size) for size in small.shape)].set(small)
+
+    return jax.tree_util.tree_map_with_path(widen, source, target)
+
+
+RECIPES: Mapping[str, Callable[..., MetaTrainer]] = {
+    "any-lr-v1": any_lr,
+    "adamw-lr-wd-v1": adamw_lr_wd,
+}
 """How the shipped policies are made, by name: (mesh, **options) → trainer."""
 
 

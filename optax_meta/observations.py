@@ -178,7 +178,7 @@ class _Memory(NamedTuple):
     highest_log_rate: jax.Array
 
 
-def scale_free(*, reference: int = 8) -> Encoder:
+def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
     """Build the encoder of features that do not depend on the scale of loss or parameters.
 
     Adding a constant to the loss or multiplying it, or storing the parameters in other units (with
@@ -206,14 +206,19 @@ def scale_free(*, reference: int = 8) -> Encoder:
     `travel`            log of the rate over that of the first `reference` decisions
     `below_peak`        log of the rate over the highest so far
     `nonfinite`         share of steps since the last decision that were not finite
+    `decay`             with `weight_decay`: log of rate · weight decay · length of the run, 1000
+                        steps where it is not known: how far the run shrinks the parameters
+    `fit`               with `weight_decay`: log of v̄ over v₀, 0 where one is not positive; the
+                        only feature that depends on where the loss has its zero
     ==================  ===========================================================================
 
     Args:
         reference: number of first decisions in which the base of `travel` and `below_peak` still
             follows the rate, ≥ 1.
+        weight_decay: whether the controller steers the weight decay too and needs to see it.
 
     Returns:
-        An `Encoder` with 18 features.
+        An `Encoder` with 18 features, 20 with `weight_decay`.
 
     Raises:
         ValueError: `reference` is below 1.
@@ -248,13 +253,14 @@ def scale_free(*, reference: int = 8) -> Encoder:
         "travel",
         "below_peak",
         "nonfinite",
+        *(("decay", "fit") if weight_decay else ()),
     )
     return Encoder(
         init=_scale_free_init,
-        update=partial(_scale_free_update, reference),
+        update=partial(_scale_free_update, reference, weight_decay),
         features=features,
         name="scale_free",
-        config={"reference": reference},
+        config={"reference": reference, **({"weight_decay": True} if weight_decay else {})},
         needs_alignment=True,
     )
 
@@ -289,7 +295,11 @@ def _scale_free_init() -> ScaleFreeState:
 
 
 def _scale_free_update(
-    reference: int, metrics: Metrics, state: ScaleFreeState, hyperparams: Hyperparams
+    reference: int,
+    weight_decay: bool,  # noqa: FBT001
+    metrics: Metrics,
+    state: ScaleFreeState,
+    hyperparams: Hyperparams,
 ) -> tuple[jax.Array, ScaleFreeState]:
     old = _Memory(*state.memory)
     value, grad_norm = _finite(metrics.value), _finite(metrics.grad_norm)
@@ -346,9 +356,21 @@ def _scale_free_update(
             jnp.tanh((log_rate - new.log_rate_base) / 5.0),
             jnp.tanh((log_rate - new.highest_log_rate) / 3.0),
             2.0 * share - 1.0,
+            *(_decay_features(metrics, hyperparams, new) if weight_decay else ()),
         ]
     )
     return jnp.clip(_finite(observation), -1.0, 1.0), ScaleFreeState(jnp.stack(new))
+
+
+def _decay_features(
+    metrics: Metrics, hyperparams: Hyperparams, memory: _Memory
+) -> tuple[jax.Array, jax.Array]:
+    step = metrics.step.astype(jnp.float32)
+    total = jnp.where(metrics.progress > 0.0, step / jnp.maximum(metrics.progress, 1e-9), 1e3)
+    shrinkage = hyperparams["learning_rate"] * hyperparams["weight_decay"] * total
+    is_positive = (memory.fast_value > 0.0) & (memory.first_value > 0.0)
+    fit = jnp.where(is_positive, _log(memory.fast_value) - _log(memory.first_value), 0.0)
+    return jnp.tanh(_log(shrinkage) / 4.0), jnp.tanh(fit / 3.0)
 
 
 def _log(x: jax.Array) -> jax.Array:

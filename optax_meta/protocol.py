@@ -311,7 +311,7 @@ def _train(
     tx = optax.with_extra_args_support(made)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        return train_step(task, tx, jax.random.fold_in(data_key, t), *carry)[:2]
+        return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]
 
     final, opt_state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
     final = final if contender.params is None else contender.params(opt_state, final)

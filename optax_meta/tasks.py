@@ -21,6 +21,8 @@ class Task(NamedTuple):
         evaluate: parameters → what the run is judged by, float32[] by name, on fixed data; must
             have "loss", and may have more, such as "test_loss" and "test_accuracy".
         floor: the irreducible loss, where it is known.
+        shift: (batch, step) → the batch as it is at that step, for data that drift or switch while
+            a run goes on; None where they do not. `evaluate` judges by the data at the end.
 
     Example:
         >>> task = optax_meta.tasks.quadratic()
@@ -37,6 +39,7 @@ class Task(NamedTuple):
     loss: Callable[[Any, Any], jax.Array]
     evaluate: Callable[[Any], dict[str, jax.Array]]
     floor: float = 0.0
+    shift: Callable[[Any, jax.Array], Any] | None = None
 
 
 class TaskFamily(NamedTuple):
@@ -66,6 +69,7 @@ def train_step(
     task: Task,
     tx: optax.GradientTransformationExtraArgs,
     key: jax.Array,
+    step: jax.typing.ArrayLike,
     params: Any,
     opt_state: Any,
 ) -> tuple[Any, Any, jax.Array]:
@@ -75,6 +79,7 @@ def train_step(
         task: what is trained.
         tx: what it is trained with.
         key: of the mini-batch.
+        step: from 0, int32[]; data may shift with it.
         params: before the step.
         opt_state: before the step.
 
@@ -84,9 +89,12 @@ def train_step(
     Example:
         >>> task, tx = quadratic(dim=2), optax.with_extra_args_support(optax.sgd(0.1))
         >>> params = task.init(jax.random.key(0))
-        >>> params, state, loss = train_step(task, tx, jax.random.key(1), params, tx.init(params))
+        >>> key, state = jax.random.key(1), tx.init(params)
+        >>> params, state, loss = train_step(task, tx, key, 0, params, state)
     """
-    loss, grads = jax.value_and_grad(task.loss)(params, task.sample(key))
+    batch = task.sample(key)
+    batch = batch if task.shift is None else task.shift(batch, jnp.asarray(step))
+    loss, grads = jax.value_and_grad(task.loss)(params, batch)
     updates, opt_state = tx.update(grads, opt_state, params, value=loss)
     return optax.apply_updates(params, updates), opt_state, loss
 

@@ -190,3 +190,12 @@ def test_python_m_answers_before_jax_is_loaded():
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "compare" in done.stdout
     assert time.perf_counter() - start < 30
+
+
+def test_data_may_shift_with_the_step():
+    still = tasks.quadratic(dim=2, noise=0.0)
+    moved = still._replace(shift=lambda batch, step: batch + jnp.where(step >= 5, 3.0, 0.0))
+    runs = [evaluation.compare(t, ["constant"], steps=10, seeds=2) for t in (still, moved)]
+    before, after = (run.methods["constant"].losses for run in runs)
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert np.all(after[:, 5:] > before[:, 5:])

@@ -1,0 +1,137 @@
+"""How fast does a run recover where the data change halfway?
+
+Labels of classification tasks are permuted at half of the run. Recovery is the number of steps
+until the mini-batch loss, averaged over twenty steps, has fallen below the geometric mean of its
+values just before and just after the switch. The rate of the cosine schedule is the best of the
+sweep by final loss, chosen on another seed. Writes `data_switch.json`.
+
+    python benchmarks/data_switch.py
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from protocol import OPTIMIZERS, guided, scheduled
+from test_tasks import TEST
+
+import optax_meta
+from optax_meta import protocol
+from optax_meta.evaluation import library_versions
+from optax_meta.protocol import Contender
+from optax_meta.tasks import Task, train_step
+
+HERE = Path(__file__).parent
+SMOOTHING = 20
+
+
+def switched(task: Task, at: int, classes: int = 10) -> Task:
+    """Return the task whose labels are permuted from step `at` on."""
+
+    def shift(batch: Any, step: jax.Array) -> Any:
+        x, y = batch
+        return x, jnp.where(step >= at, (3 * y + 1) % classes, y)
+
+    return task._replace(shift=shift)
+
+
+def losses(
+    task: Task, factory: protocol.Factory, contender: Contender, steps: int, rates: Any, seeds: Any
+) -> np.ndarray:
+    """Return the mini-batch losses of every starting rate and seed, float[K, S, T]."""
+
+    def run(rate: jax.Array, seed: jax.Array) -> jax.Array:
+        init_key, data_key = jax.random.split(jax.random.key(seed))
+        params = task.init(init_key)
+        tx = optax.with_extra_args_support(contender.make(factory, rate, jnp.int32(steps)))
+
+        def step(carry: tuple[Any, Any], t: jax.Array) -> tuple[Any, jax.Array]:
+            *carry, loss = train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)
+            return tuple(carry), loss
+
+        return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))[1]
+
+    over_seeds = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
+    found = jax.jit(over_seeds)(jnp.float32(rates), jnp.uint32(seeds))
+    return np.nan_to_num(np.asarray(found, float), nan=np.inf)
+
+
+def recovery(run: np.ndarray, target: float) -> int:
+    """Return the steps after the switch until the smoothed loss is below `target`."""
+    after = run[len(run) // 2 :]
+    smooth = np.convolve(after, np.ones(SMOOTHING) / SMOOTHING, mode="valid")
+    below = np.flatnonzero(smooth < target)
+    return int(below[0]) + SMOOTHING if below.size else len(after)
+
+
+def targets(runs: np.ndarray) -> np.ndarray:
+    """Return the geometric mean of the loss before and after the switch, by seed."""
+    half = runs.shape[1] // 2
+    before, after = runs[:, half - SMOOTHING : half].mean(1), runs[:, half : half + 3].mean(1)
+    return np.sqrt(before * after)
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--policy", default="any-lr-v1", help="name or path")
+    options = parser.parse_args()
+    policy = optax_meta.load_policy(options.policy)
+    ours = guided(policy)
+    blind = Contender.from_controller(lambda steps: optax_meta.learned(policy))  # noqa: ARG005
+    seeds, rows = np.arange(options.seeds), []
+    for name in ("digits", "convolution"):
+        task = switched(TEST[name](), options.steps // 2)
+        for optimizer in ("adamw", "momentum", "lion"):
+            run = partial(losses, task, OPTIMIZERS[optimizer], steps=options.steps)
+            swept = run(contender=scheduled("cosine"), rates=protocol.SWEEP_RATES, seeds=[10_000])
+            rate = protocol.SWEEP_RATES[int(np.argmin(swept[:, 0, -SMOOTHING:].mean(-1)))]
+            cosine = run(contender=scheduled("cosine"), rates=[rate], seeds=seeds)[0]
+            constant = run(contender=scheduled("constant"), rates=[rate], seeds=seeds)[0]
+            known = run(contender=ours, rates=[1e-3], seeds=seeds)[0]
+            unknown = run(contender=blind, rates=[1e-3], seeds=seeds)[0]
+            goals = targets(cosine)
+            steps = {
+                label: [recovery(x, goal) for x, goal in zip(found, goals, strict=True)]
+                for label, found in (
+                    ("cosine, tuned", cosine),
+                    ("constant, same rate", constant),
+                    (options.policy, known),
+                    (f"{options.policy}, no horizon", unknown),
+                )
+            }
+            row = {"task": name, "optimizer": optimizer, "rate": rate, "steps": steps}
+            row["final"] = {
+                "cosine": float(cosine[:, -50:].mean()),
+                "ours": float(known[:, -50:].mean()),
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    logs = {
+        label: float(
+            np.exp(
+                np.mean(
+                    [
+                        np.log(np.array(row["steps"]["cosine, tuned"]) / row["steps"][label])
+                        for row in rows
+                    ]
+                )
+            )
+        )
+        for label in rows[0]["steps"]
+    }
+    print("times faster than the tuned cosine:", logs)
+    result = {"versions": library_versions(), "faster": logs, "rows": rows}
+    (HERE / "data_switch.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
