@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +110,24 @@ def test_a_guide_leaves_other_hyperparameters_alone():
     np.testing.assert_allclose(optax_meta.hyperparams(state)["b1"], 0.8)
 
 
+@pytest.mark.parametrize("start", [1e-6, 10.0])
+def test_a_total_decay_forgets_the_starting_decay(start):
+    space = actions.factored(*SPACE.moves, actions.scale("weight_decay", bounds=(1e-12, 1e6)))
+    guided = optax_meta.init_policy(
+        jax.random.key(0),
+        encoder=observations.scale_free(weight_decay=True),
+        action_space=space,
+        guide=Guide(dense_steps=6, num_decisions=10, total_decay=2.0),
+    )
+    factory = partial(optax.adamw, weight_decay=start)
+    rows, _, _ = train(guided, 0.1, steps=40, total_steps=40, factory=factory)
+    decay = np.asarray(rows.hyperparams["weight_decay"])
+    np.testing.assert_allclose(decay[0], start, rtol=1e-6)  # the horizon shows at the second step
+    np.testing.assert_allclose(0.1 * decay[1:] * 40.0, 2.0, rtol=1e-4)
+    blind, _, _ = train(guided, 0.1, factory=factory)
+    np.testing.assert_allclose(blind.hyperparams["weight_decay"], start, rtol=1e-6)
+
+
 @pytest.mark.parametrize("transform", [lambda v: 1e3 * v, lambda v: v + 7.0, lambda v: 1e-3 * v])
 def test_scale_free_features_do_not_see_units_of_the_loss(metrics, transform):
     encoder = observations.scale_free()
@@ -133,12 +153,14 @@ def test_scale_free_features_do_not_see_units_of_the_loss(metrics, transform):
     assert np.unique(seen[0].round(3), axis=0).shape[0] == 6
 
 
-def test_scale_free_features_are_bounded_for_any_input(metrics):
-    encoder = observations.scale_free()
+@pytest.mark.parametrize("decay", [False, True])
+def test_scale_free_features_are_bounded_for_any_input(metrics, decay):
+    encoder = observations.scale_free(weight_decay=decay)
+    steered = {"learning_rate": jnp.float32(1e-12), "weight_decay": jnp.float32(0.0)}
     bad = [0.0, 1e38, -1e38, 1e-40, np.inf, np.nan]
     state = encoder.init()
     for value in bad:
         for norm in bad:
             told = metrics(value=value, grad_norm=norm, update_norm=norm, value_change=value)
-            row, state = encoder.update(told, state, {"learning_rate": jnp.float32(1e-12)})
+            row, state = encoder.update(told, state, steered)
             assert np.all(np.abs(row) <= 1.0)

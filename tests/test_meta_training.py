@@ -40,9 +40,9 @@ def run(trainer, updates, seed=0):
     return state, rows
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", [*families.FAMILIES, *families.OVERFITTED])
 def test_families_give_finite_losses_and_gradients(name):
-    family = families.FAMILIES[name]()
+    family = {**families.FAMILIES, **families.OVERFITTED}[name]()
 
     def check(key):
         task = family.build(family.sample(key))
@@ -112,6 +112,42 @@ def test_a_seed_samples_and_none_does_not():
     np.testing.assert_array_equal(taken[1], taken[2])
     assert taken[1].tolist() != taken[3].tolist()
     assert set(taken[1].tolist()) == {0, 1, 2}
+
+
+def test_few_rows_are_judged_on_fresh_ones():
+    family = families.networks(sizes=(4, 32, 2), rows=16)
+    task = family.build(family.sample(jax.random.key(0)))
+    batches = [task.sample(jax.random.key(i))[0] for i in range(20)]
+    assert 2 <= np.unique(np.concatenate(batches), axis=0).shape[0] <= 16
+    policy = fresh_policy(guide=Guide(calibration_steps=8))
+    run = optax_meta.rollout(policy, task, jax.random.key(1), total_steps=600)
+    assert run.final["loss"] > run.value[-1]
+
+
+def test_weight_decay_is_learned_from_the_final_loss_alone():
+    policy = optax_meta.init_policy(
+        jax.random.key(0),
+        encoder=observations.scale_free(weight_decay=True),
+        action_space=actions.factored(*SPACE.moves, actions.scale("weight_decay")),
+        guide=Guide(calibration_steps=4, total_decay=1.0),
+    )
+    family = families.networks(sizes=(4, 8, 2), rows=16)
+    trainer = tiny(policy, [family], shaping=False, weight_decays=(1e-3, 1e-2))
+    state, _ = run(trainer, 2)
+    assert np.all(np.isfinite(state.policy_params))
+    assert np.any(state.policy_params != trainer.init(0).policy_params)
+
+
+def test_the_policy_is_the_average_over_updates():
+    trainer = tiny(policy_learning_rate=0.1)
+    first, _ = run(trainer, 1)
+    second, _ = trainer.update(first)
+    share = 2.0 / 3.0
+    expected = share * second.policy_params + (1.0 - share) * first.mean_params
+    np.testing.assert_array_equal(first.mean_params, first.policy_params)
+    np.testing.assert_allclose(second.mean_params, expected, atol=1e-7)
+    head = trainer.policy(second).params["params"]["head"]["bias"]
+    assert np.isin(head, second.mean_params).all()
 
 
 def test_the_same_seed_gives_the_same_policy_and_another_another():
@@ -187,6 +223,7 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
         ({"optimizers": ("adamax",)}, "`optimizers` must be out of"),
         ({"learner": "dqn"}, "`learner` must be"),
         ({"learner": "evolution", "rollouts": 3}, "must be even"),
+        ({"weight_decays": (0.0, 1.0)}, "`weight_decays` must rise from above 0"),
         ({"families_per_update": 2}, "`families_per_update` must lie between 1 and 1"),
         ({"epochs": 0}, "`epochs` must be at least 1"),
         ({"groups": 0}, "`groups` must be at least 1"),

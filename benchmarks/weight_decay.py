@@ -1,0 +1,191 @@
+"""Does `adamw-lr-wd-v1` find the weight decay that a grid would?
+
+Small tables that a network overfits, judged by the loss on held-out rows. All runs have the rate
+chosen by `any-lr-v1`; five of them keep a weight decay of the grid, the best of which, by its mean
+over the seeds scored, is what the policy's loss is divided by: an oracle that sees the answer.
+Writes `weight_decay.json`.
+
+    python benchmarks/weight_decay.py
+    python benchmarks/weight_decay.py --tier validation --policies mine.policy
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_meta
+from optax_meta import families
+from optax_meta.evaluation import library_versions
+from optax_meta.tasks import MLP, Task
+
+HERE = Path(__file__).parent
+GRID = (1e-4, 1e-2, 1e-1, 1.0, 10.0)
+STARTS = (1e-4, 1.0)
+HORIZONS = (300, 1000)
+
+
+def split(x: Any, y: Any, model: MLP, rows: int, loss: Callable[..., Any], key: jax.Array) -> Task:
+    """Return the task of fitting `rows` random rows, judged on the others."""
+    order = jax.random.permutation(key, len(x))
+    x, y = jnp.asarray(x, jnp.float32)[order], jnp.asarray(y)[order]
+
+    def value(params: Any, batch: Any) -> jax.Array:
+        return jnp.mean(loss(jnp.asarray(model.apply(params, batch[0])), batch[1]))
+
+    def sample(key: jax.Array) -> Any:
+        row = jax.random.randint(key, (32,), 0, rows)
+        return x[row], y[row]
+
+    held_out = (x[rows:], y[rows:])
+    return Task(
+        "split",
+        "held-out rows",
+        lambda key: model.init(key, x[:1]),
+        sample,
+        value,
+        lambda params: {"loss": value(params, held_out)},
+    )
+
+
+def digits(key: jax.Array) -> Task:
+    """Return 200 digits, a tenth of them with a wrong label; MLP 64-64-10."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    wrong = np.random.default_rng(0).random(len(y)) < 0.1
+    labels = np.where(wrong, (y + 1) % 10, y).astype(np.int32)
+    return split(x / 16.0, labels, MLP((64, 10)), 200, cross_entropy, key)
+
+
+def diabetes(key: jax.Array) -> Task:
+    """Return 150 patients, a regression; MLP 10-50-50-1."""
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True, scaled=True)
+
+    def square(out: jax.Array, target: jax.Array) -> jax.Array:
+        return (out[:, 0] - target) ** 2
+
+    y = np.asarray((y - y.mean()) / y.std(), np.float32)
+    return split(20.0 * x, y, MLP((50, 50, 1)), 150, square, key)
+
+
+def sparse(key: jax.Array) -> Task:
+    """Return 120 rows of 60 columns, three of which matter; a linear classifier."""
+    x_key, y_key, split_key = jax.random.split(key, 3)
+    x = jax.random.normal(x_key, (1120, 60))
+    logits = 3.0 * jnp.stack([x[:, 0] - x[:, 1], x[:, 2], jnp.zeros(1120)], axis=-1)
+    y = jax.random.categorical(y_key, logits)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    return split(x, y, MLP((3,)), 120, cross_entropy, split_key)
+
+
+def of_family(family: Any, key: jax.Array) -> Task:
+    """Return a random task of a family."""
+    return family.build(family.sample(key))
+
+
+def validation() -> dict[str, Callable[[jax.Array], Task]]:
+    """Return the tier that may choose: other sizes and activations than were trained on."""
+    net = families.networks
+    made = {
+        "silu": net(sizes=(10, 40, 3), activation=jax.nn.silu, rows=160),
+        "regression": net(sizes=(16, 32, 32, 32, 2), classify=False, batch_size=24, rows=320),
+        "tanh": net(sizes=(30, 30, 8), activation=jnp.tanh, rows=224, batch_size=16),
+    }
+    return {name: partial(of_family, family) for name, family in made.items()}
+
+
+TEST = {"digits": digits, "diabetes": diabetes, "sparse": sparse}
+
+
+def final_losses(
+    policy: optax_meta.Policy, make: Any, steps: int, decays: tuple[float, ...], seeds: int
+) -> np.ndarray:
+    """Return held-out losses after a run from each weight decay, float[K, S]."""
+
+    def run(decay: jax.Array, key: jax.Array) -> jax.Array:
+        task_key, run_key = jax.random.split(key)
+        factory = partial(optax.adamw, weight_decay=decay)
+        out = optax_meta.rollout(
+            policy, make(task_key), run_key, total_steps=steps, optimizer=factory
+        )
+        return out.final["loss"]
+
+    keys = jax.random.split(jax.random.key(5), seeds)
+    found = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))(jnp.float32(decays), keys)
+    return np.asarray(found, float)
+
+
+def geometric(values: Any) -> float:
+    """Return the geometric mean."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def interval(logs: np.ndarray) -> tuple[float, float]:
+    """Return the bootstrap interval of the geometric mean over seeds, from logs, float[C, S]."""
+    drawn = np.random.default_rng(0).integers(0, logs.shape[1], (2000, *logs.shape))
+    means = np.take_along_axis(np.broadcast_to(logs, drawn.shape), drawn, axis=2).mean((1, 2))
+    low, high = np.exp(np.percentile(means, [2.5, 97.5]))
+    return float(low), float(high)
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tier", choices=("test", "validation"), default="test")
+    parser.add_argument("--policies", nargs="*", default=["adamw-lr-wd-v1"], help="names or paths")
+    parser.add_argument("--seeds", type=int, default=10)
+    options = parser.parse_args()
+    tier = TEST if options.tier == "test" else validation()
+    base = optax_meta.load_policy("any-lr-v1")
+    ours = {name: optax_meta.load_policy(name) for name in options.policies}
+    for name, policy in list(ours.items()):
+        hold = optax_meta.init_policy(
+            jax.random.key(0),
+            encoder=policy.encoder,
+            action_space=policy.action_space,
+            guide=policy.guide,
+        )
+        ours[f"{name}: guide alone"] = hold
+    rows = []
+    for task, make in tier.items():
+        for steps in HORIZONS:
+            grid = final_losses(base, make, steps, GRID, options.seeds)
+            means = [geometric(losses) for losses in grid]
+            best = int(np.argmin(means))
+            row = {"task": task, "steps": steps, "best": GRID[best]}
+            row["grid"] = [mean / means[best] for mean in means]
+            row["logs"] = {}
+            for name, policy in ours.items():
+                found = final_losses(policy, make, steps, STARTS, options.seeds)
+                row["logs"][name] = np.log(found / means[best]).mean(0).tolist()
+            rows.append(row)
+            shown = {name: round(float(np.exp(np.mean(x))), 3) for name, x in row["logs"].items()}
+            print(task, steps, np.round(row["grid"], 3), shown, flush=True)
+    summary = {}
+    for name in ours:
+        logs = np.array([row["logs"][name] for row in rows])
+        summary[name] = {"ratio": float(np.exp(logs.mean())), "interval": interval(logs)}
+    summary["one decay of the grid for all"] = {
+        f"{decay:g}": geometric([row["grid"][k] for row in rows]) for k, decay in enumerate(GRID)
+    }
+    print(json.dumps(summary, indent=1))
+    if options.tier == "test":
+        result = {"versions": library_versions(), "seeds": options.seeds, "summary": summary}
+        (HERE / "weight_decay.json").write_text(
+            json.dumps(result | {"rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
