@@ -52,8 +52,8 @@ def losses(
         tx = optax.with_extra_args_support(contender.make(factory, rate, jnp.int32(steps)))
 
         def step(carry: tuple[Any, Any], t: jax.Array) -> tuple[Any, jax.Array]:
-            *carry, loss = train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)
-            return tuple(carry), loss
+            params, state, loss = train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)
+            return (params, state), loss
 
         return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))[1]
 

@@ -166,15 +166,19 @@ def table(cells: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def geometric_mean(cells: list[dict[str, Any]], method: str, rate: int | None = None) -> float:
+    """Return the geometric mean of a method's ratios, at one starting rate or all."""
+    scored = [c for c in cells if np.all(np.isfinite(c["oracle"]["losses"]))]
+    found = [protocol.ratios(c, method)[0] for c in scored if method in c["losses"]]
+    chosen = found if rate is None else [ratio[rate] for ratio in found]
+    return float(np.exp(np.mean(np.log(chosen))))
+
+
 def by(cells: list[dict[str, Any]], field: str, method: str) -> dict[str, float]:
     """Return the geometric mean of a method for each value of a field of the cells."""
     values = dict.fromkeys(cell[field] for cell in cells)
     chosen = {v: [c for c in cells if c[field] == v and method in c["losses"]] for v in values}
-    return {
-        str(v): next(s for s in protocol.score(c) if s.method == method).geometric_mean
-        for v, c in chosen.items()
-        if c
-    }
+    return {str(v): geometric_mean(c, method) for v, c in chosen.items() if c}
 
 
 def picture(cells: list[dict[str, Any]], shown: Mapping[str, str], path: Path) -> None:
@@ -184,11 +188,7 @@ def picture(cells: list[dict[str, Any]], shown: Mapping[str, str], path: Path) -
     figure, axes = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
     rates = cells[0]["learning_rates"]
     for name, label in shown.items():
-        ours = [cell for cell in cells if name in cell["losses"]]
-        means = [
-            next(s for s in protocol.score(ours, rates=[k]) if s.method == name).geometric_mean
-            for k in range(len(rates))
-        ]
+        means = [geometric_mean(cells, name, k) for k in range(len(rates))]
         axes.plot(rates, means, marker="o", label=label, linewidth=2.5 if "any-lr" in name else 1.2)
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
     axes.set(

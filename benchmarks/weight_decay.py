@@ -70,7 +70,7 @@ def diabetes(key: jax.Array) -> Task:
     """Return 150 patients, a regression; MLP 10-50-50-1."""
     from sklearn.datasets import load_diabetes
 
-    x, y = load_diabetes(return_X_y=True, scaled=True)
+    x, y = map(np.asarray, load_diabetes(return_X_y=True))
 
     def square(out: jax.Array, target: jax.Array) -> jax.Array:
         return (out[:, 0] - target) ** 2

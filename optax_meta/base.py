@@ -5,6 +5,7 @@ A gradient transformation maps (gradients, state, params) to (updates, state). A
 is to parameters. An *encoder* maps the same inputs to an observation for a policy.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -46,12 +47,16 @@ class Controller(NamedTuple):
         dense_steps: decides at each of the first steps, whatever the interval.
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
+        features: names of what the policy sees; likewise.
         needs_value: whether `update` must be given the loss.
         needs_alignment: whether to measure the cosine of gradient and last move, from a strided
             sample of the parameters; `update` must then be given these.
         guards_nonfinite: whether the optimizer sees zeros for the gradients of a step whose loss or
             gradient norm is not finite. The guard may change the last bit of a healthy step, since
             compilers contract other products into fused multiply-adds.
+        max_growth: gradients whose norm is more than this times the mean norm since the last
+            decision (right after one: before it) are scaled down to that; with
+            `guards_nonfinite` alone.
 
     Example:
         >>> def halve(metrics, state, hyperparams):
@@ -67,9 +72,11 @@ class Controller(NamedTuple):
     dense_steps: int = 0
     bounds: Mapping[str, Bounds] = {}
     action_labels: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     needs_value: bool = True
     needs_alignment: bool = False
     guards_nonfinite: bool = True
+    max_growth: float = math.inf
 
 
 class EncoderInit(Protocol):

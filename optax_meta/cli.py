@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -113,7 +114,30 @@ def _parser() -> argparse.ArgumentParser:
         help="several hosts: found by JAX, or the address of the first, how many, and which",
     )
     train.add_argument("--out", default="optax-meta-policy", help="folder for the run")
+    report = commands.add_parser(
+        "report",
+        help="write the page again from the files of a run",
+        description="Write report.html from the files alone: of `compare`, of `meta-train`, "
+        "finished or running, or from a folder with one *.jsonl of step rows.",
+    )
+    report.set_defaults(run=_report)
+    report.add_argument("folder", metavar="DIR", help="where the files are")
+    report.add_argument("--out", metavar="FILE", help="the page; DIR/report.html if left out")
     return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "`optax-meta report` needs the extra `report`: pip install 'optax-meta[report]'"
+        ) from error
+    from optax_meta import reports
+
+    print(f"Report: {reports.rebuild_report(options.folder, options.out)}")  # noqa: T201
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -121,20 +145,41 @@ def _compare(options: argparse.Namespace) -> int:
     from optax_meta import evaluation, reports
 
     folder = reports.check_folder(options.out)
+    interrupted = False
     with _progress() as show:
-        comparison = evaluation.compare(
-            options.task,
-            options.methods,
-            learning_rate=options.lr,
-            steps=options.steps,
-            seeds=options.seeds,
-            progress=show,
-        )
+        try:
+            comparison = evaluation.compare(
+                options.task,
+                options.methods,
+                learning_rate=options.lr,
+                steps=options.steps,
+                seeds=options.seeds,
+                progress=show,
+            )
+        except evaluation.Interrupted as stop:
+            if stop.partial is None:
+                raise
+            comparison, interrupted = stop.partial, True
         show("writing the report", 1, 1)
         page = reports.write_report(comparison, folder)
     _print_table(console, comparison, reports.result_table(comparison))
     console.print(f"Report: [link={page.resolve().as_uri()}]{page}[/link]", soft_wrap=True)
-    return 0
+    if interrupted:
+        left = f"seeds {comparison.seeds} … {options.seeds - 1} are left out"
+        _say(f"stopped; {left}. All of them: {_command(options)}")
+    return 130 if interrupted else 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    methods = ",".join(options.methods)
+    parts = ["optax-meta", "compare", "--task", options.task, "--methods", methods]
+    for name in ("steps", "seeds", "lr", "out"):
+        parts += [f"--{name}", str(getattr(options, name))]
+    return shlex.join(parts)
+
+
+def _say(text: str) -> None:
+    print(f"optax-meta: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _meta_train(options: argparse.Namespace) -> int:
@@ -169,9 +214,14 @@ def _meta_train(options: argparse.Namespace) -> int:
             label = f"log-loss fell by {fall:.2f}, {rate:,.0f} inner steps a second"
             show(label, done, options.updates)
 
-        policy = meta_runs.train(
-            trainer, folder, updates=options.updates, seed=options.seed, progress=progress
-        )
+        try:
+            policy = meta_runs.train(
+                trainer, folder, updates=options.updates, seed=options.seed, progress=progress
+            )
+        except KeyboardInterrupt:
+            _say("stopped; the same command goes on from the latest checkpoint")
+            _write_page(folder)
+            return 130
     path = folder / f"{options.recipe}.policy"
     notes = {
         name: value
@@ -181,7 +231,20 @@ def _meta_train(options: argparse.Namespace) -> int:
     if jax.process_index() == 0:
         checkpoints.save_policy(policy, path, notes=notes)
         print(f"Policy: {path}")  # noqa: T201
+        _write_page(folder)
     return 0
+
+
+def _write_page(folder: Path) -> None:
+    """Write the report of a meta-training, where the extra `report` is installed."""
+    try:
+        from optax_meta import reports
+
+        print(f"Report: {reports.rebuild_report(folder)}")  # noqa: T201
+    except ImportError:
+        pass
+    except ValueError as error:  # stopped before the first update
+        _say(f"no report: {error}")
 
 
 def _console() -> Any:

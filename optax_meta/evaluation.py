@@ -59,6 +59,7 @@ class MethodResult(NamedTuple):
         records: a `Record` of numpy arrays with leading axes [S, T].
         seconds: wall-clock of each run without compilation, float64[S].
         action_labels: names of the actions; empty for a controller without a policy.
+        features: names of what its policy sees; empty where they are not known.
     """
 
     initial: dict[str, np.ndarray]
@@ -67,6 +68,7 @@ class MethodResult(NamedTuple):
     records: Record
     seconds: np.ndarray
     action_labels: tuple[str, ...]
+    features: tuple[str, ...]
 
 
 class Comparison(NamedTuple):
@@ -79,6 +81,7 @@ class Comparison(NamedTuple):
         learning_rate: the starting rate.
         steps: length of each run.
         seeds: number of runs of each method; the seeds are 0, 1, ….
+        planned_seeds: how many were asked for; more than `seeds` where it was stopped.
         methods: results by name.
         bare_seconds: wall-clock of the optimizer without a controller, float64[S].
         versions: of the libraries and the device that ran it.
@@ -90,9 +93,22 @@ class Comparison(NamedTuple):
     learning_rate: float
     steps: int
     seeds: int
+    planned_seeds: int
     methods: dict[str, MethodResult]
     bare_seconds: np.ndarray
     versions: dict[str, str]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `compare`; keeps what was finished.
+
+    Attributes:
+        partial: the seeds that every method finished; None for fewer than two.
+    """
+
+    def __init__(self, partial: Comparison | None) -> None:
+        super().__init__()
+        self.partial = partial
 
 
 class Interval(NamedTuple):
@@ -168,6 +184,7 @@ def compare(
 
     Raises:
         ValueError: a name is unknown or a number out of range.
+        Interrupted: Ctrl-C; its `partial` holds the seeds that every method finished.
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant", "plateau"], steps=20, seeds=2)
@@ -186,36 +203,24 @@ def compare(
             raise ValueError(f"`{name}` must be at least {least}, got {number}")
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}")
+    setting = {
+        "task": chosen.name,
+        "description": chosen.description,
+        "optimizer": getattr(optimizer, "__name__", str(optimizer)),
+        "learning_rate": learning_rate,
+        "steps": steps,
+        "planned_seeds": seeds,
+    }
     train = partial(_train, chosen, optimizer, learning_rate, steps)
     tick = _Ticker(progress, len(methods) * (seeds + 1) + 1 + seeds)
-    seed0 = jnp.uint32(0)
-    runners: dict[str, Any] = {
-        "": tick("compiling", jax.jit(partial(train, None)).lower(seed0).compile)
-    }
-    for name, method in methods.items():
-        lowered = jax.jit(partial(train, method)).lower
-        runners[name] = tick(f"compiling {name}", lambda lowered=lowered: lowered(seed0).compile())
-    outcomes: dict[str, list[Any]] = {name: [] for name in runners}
-    for seed in range(seeds):
-        for name, runner in runners.items():
-            label = f"seed {seed + 1}/{seeds}, {name or 'no controller'}"
-            outcomes[name].append(tick(label, partial(_timed, runner, jnp.uint32(seed))))
-    bare = np.array([seconds for _, seconds in outcomes.pop("")])
-    results = {
-        name: _gather(outcomes[name], _action_labels(method, steps))
-        for name, method in methods.items()
-    }
-    return Comparison(
-        task=chosen.name,
-        description=chosen.description,
-        optimizer=getattr(optimizer, "__name__", str(optimizer)),
-        learning_rate=learning_rate,
-        steps=steps,
-        seeds=seeds,
-        methods=results,
-        bare_seconds=bare,
-        versions=library_versions(),
-    )
+    outcomes: dict[str, list[Any]] = {name: [] for name in ("", *methods)}
+    try:
+        _run_all(train, methods, seeds, tick, outcomes)
+    except KeyboardInterrupt:
+        finished = min(len(runs) for runs in outcomes.values())
+        partial_result = _comparison(setting, methods, outcomes, finished) if finished > 1 else None
+        raise Interrupted(partial_result) from None
+    return _comparison(setting, methods, outcomes, seeds)
 
 
 def summarize(comparison: Comparison) -> list[Summary]:
@@ -253,6 +258,48 @@ def interval(values: np.ndarray) -> Interval:
 
     half = stats.t.ppf(0.975, values.size - 1) * stats.sem(values)
     return Interval(float(values.mean()), float(half))
+
+
+def _run_all(
+    train: Callable[..., Any],
+    methods: Mapping[str, Method | Controller],
+    seeds: int,
+    tick: "_Ticker",
+    outcomes: dict[str, list[Any]],
+) -> None:
+    """Compile all methods, "" for none, then append to `outcomes` run by run."""
+    seed0 = jnp.uint32(0)
+    runners: dict[str, Any] = {
+        "": tick("compiling", jax.jit(partial(train, None)).lower(seed0).compile)
+    }
+    for name, method in methods.items():
+        lowered = jax.jit(partial(train, method)).lower
+        runners[name] = tick(f"compiling {name}", lambda lowered=lowered: lowered(seed0).compile())
+    for seed in range(seeds):
+        for name, runner in runners.items():
+            label = f"seed {seed + 1}/{seeds}, {name or 'no controller'}"
+            outcomes[name].append(tick(label, partial(_timed, runner, jnp.uint32(seed))))
+
+
+def _comparison(
+    setting: dict[str, Any],
+    methods: Mapping[str, Method | Controller],
+    outcomes: Mapping[str, list[Any]],
+    seeds: int,
+) -> Comparison:
+    steps = setting["steps"]
+    results = {
+        name: _gather(outcomes[name][:seeds], _controller(method, steps, jnp.uint32(0)))
+        for name, method in methods.items()
+    }
+    bare = np.array([seconds for _, seconds in outcomes[""][:seeds]])
+    return Comparison(
+        **setting,
+        seeds=seeds,
+        methods=results,
+        bare_seconds=bare,
+        versions=library_versions(),
+    )
 
 
 def _named(registry: Mapping[str, Any], kind: str, name: str) -> Any:
@@ -314,16 +361,15 @@ class _Ticker:
         return result
 
 
-def _gather(outcomes: list[Any], action_labels: tuple[str, ...]) -> MethodResult:
+def _gather(outcomes: list[Any], controller: Controller) -> MethodResult:
     runs = [run for run, _ in outcomes]
     initial, final, losses, rows = jax.tree.map(lambda *xs: np.stack(xs), *runs)
     seconds = np.array([seconds for _, seconds in outcomes])
     to_double = partial(jax.tree.map, np.float64)
-    return MethodResult(to_double(initial), to_double(final), losses, rows, seconds, action_labels)
-
-
-def _action_labels(method: Method | Controller, steps: int) -> tuple[str, ...]:
-    return _controller(method, steps, jnp.uint32(0)).action_labels
+    labels, features = controller.action_labels, controller.features
+    return MethodResult(
+        to_double(initial), to_double(final), losses, rows, seconds, labels, features
+    )
 
 
 def _capped(result: MethodResult) -> np.ndarray:

@@ -30,10 +30,13 @@ class Guide(NamedTuple):
 
     Attributes:
         calibration_steps: steps, from the first, in which the rate is calibrated; 0 for none.
-        probe_rate: largest learning rate of the very first update.
+        probe_rate: largest learning rate of the very first update; it is lower still where
+            gradients are so large that `target_ratio` would be passed.
         target_ratio: norm of the update over norm of the parameters to calibrate to.
         max_ratio: the rate is kept so low that the last update, scaled with it, would have moved
             the parameters by no more than this share of their norm.
+        max_growth: gradients are scaled down to this times their mean norm since the last decision,
+            so that a loss whose curvature explodes cannot throw a run away between two decisions.
         dense_steps: the policy decides at each of the first steps; at least in calibration.
         num_decisions: further decisions in a run of known length, evenly spaced; 0 for one every
             ten steps, as where the length is not known.
@@ -45,9 +48,10 @@ class Guide(NamedTuple):
     Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
     "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
     low and probing up from A. Cutkosky et al., "Mechanic: A Learning Rate Tuner",
-    https://arxiv.org/abs/2306.00144; rate · weight decay · steps as the measure of decay from X.
-    Wang and L. Aitchison, "How to set AdamW's weight decay as you scale model and dataset size",
-    https://arxiv.org/abs/2405.13698.
+    https://arxiv.org/abs/2306.00144; gradients held to a multiple of their own recent norm from
+    P. Seetharaman et al., "AutoClip", https://arxiv.org/abs/2007.14469; rate · weight decay · steps
+    as the measure of decay from X. Wang and L. Aitchison, "How to set AdamW's weight decay as you
+    scale model and dataset size", https://arxiv.org/abs/2405.13698.
 
     Example:
         >>> guide = optax_meta.guides.Guide(calibration_steps=8, anneal=True)
@@ -58,6 +62,7 @@ class Guide(NamedTuple):
     probe_rate: float = 1e-6
     target_ratio: float = 1e-3
     max_ratio: float = math.inf
+    max_growth: float = math.inf
     dense_steps: int = 0
     num_decisions: int = 0
     total_decay: float = 0.0
@@ -94,8 +99,14 @@ class Guide(NamedTuple):
         lead = rate * self._anneal(metrics).astype(rate.dtype) if self.anneal else rate
         if self.calibration_steps > 0:
             wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
-            jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP).astype(rate.dtype)
-            probe = jnp.minimum(rate, self.probe_rate)
+            jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
+            # Nothing was learned where no step was finite, but that the rate may be too high.
+            jump = jnp.where(metrics.num_nonfinite < metrics.num_steps, jump, 0.1)
+            jump = jump.astype(rate.dtype)
+            steepest = self.target_ratio * metrics.param_norm
+            steepest = steepest / jnp.maximum(metrics.grad_norm, 1e-30)
+            largest = jnp.where(steepest > 0.0, steepest, math.inf).astype(rate.dtype)
+            probe = jnp.minimum(jnp.minimum(rate, self.probe_rate), largest)
             calibrated = jnp.where(metrics.step > 0, rate * jump, probe)
             lead = jnp.where(metrics.step < self.calibration_steps, calibrated, lead)
         return {**hyperparams, HYPERPARAM: lead, **self._lead_decay(metrics, hyperparams, lead)}
@@ -124,6 +135,7 @@ class Guide(NamedTuple):
             return wanted
         rate = hyperparams[HYPERPARAM]
         room = self.max_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
+        room = jnp.where(metrics.num_nonfinite < metrics.num_steps, room, 0.5)
         largest = rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
         return {**wanted, HYPERPARAM: jnp.minimum(wanted[HYPERPARAM], largest)}
 

@@ -102,7 +102,9 @@ class Policy(NamedTuple):
             bounds={move.hyperparam: move.bounds for move in self.action_space.moves},
             dense_steps=self.guide.first_decisions,
             action_labels=actions.labels(self.action_space),
+            features=self.encoder.features,
             needs_alignment=self.encoder.needs_alignment or self.guide.needs_alignment,
+            max_growth=self.guide.max_growth,
         )
 
 

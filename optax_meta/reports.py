@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: one HTML page, one JSON file, the records.
+"""What runs leave behind: one HTML page, for a comparison also one JSON file and the records.
 
 Needs the extra `report`.
 """
@@ -9,17 +9,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from optax_meta import plots
 from optax_meta.evaluation import Comparison, Interval, MethodResult, Summary, summarize
+from optax_meta.pages import charts, files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_LARGEST_SVG = 700_000  # bytes
 
 
 class Table(NamedTuple):
@@ -40,6 +42,7 @@ class _Picture(NamedTuple):
     alt: str
     caption: str
     source: str
+    charts: list[dict[str, Any]]
 
 
 def result_table(comparison: Comparison) -> Table:
@@ -135,16 +138,139 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
         new = Path(temporary)
         (new / "records").mkdir()
         for name, result in comparison.methods.items():
-            lines = (json.dumps(row, allow_nan=False) for row in _record_rows(result))
+            lines = (json.dumps(row, allow_nan=False) for row in files.step_rows(result))
             text = "\n".join(lines) + "\n"
             (new / "records" / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        results = json.dumps(_results(comparison), indent=1, allow_nan=False)
+        results = json.dumps(files.results(comparison), indent=1, allow_nan=False)
         (new / "results.json").write_text(results + "\n", encoding="utf-8")
         (new / "report.html").write_text(_page(comparison), encoding="utf-8")
         shutil.rmtree(folder / "records", ignore_errors=True)
         for path in sorted(new.iterdir()):
             path.replace(folder / path.name)
     return folder / "report.html"
+
+
+def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Path:
+    """Write the page again from the files in a folder.
+
+    Args:
+        folder: one that `optax-meta compare` or `optax-meta meta-train` wrote, running or not, or
+            one with a single `*.jsonl` in the format of `records/METHOD.jsonl`.
+        out: path of the page; None for `report.html` in the folder.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ValueError: the folder holds none of these, or a file of it cannot be read.
+
+    Example:
+        >>> optax_meta.reports.rebuild_report("/proc/nowhere")
+        Traceback (most recent call last):
+        ValueError: `/proc/nowhere` is not a folder
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"`{folder}` is not a folder")
+    page = folder / "report.html" if out is None else Path(out)
+    check_folder(page.parent)
+    text = _page_of(folder)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _page_of(folder: Path) -> str:
+    logs = sorted(folder.glob("*.jsonl"))
+    if (folder / "results.json").exists():
+        return _page(files.read_comparison(folder))
+    if (folder / "log.jsonl").exists():
+        return _log_page(folder / "log.jsonl")
+    if len(logs) == 1:
+        return _run_page(logs[0])
+    raise ValueError(
+        f"`{folder}` holds neither results.json (of `optax-meta compare`) nor log.jsonl (of "
+        f"`optax-meta meta-train`) nor exactly one file of step rows, *.jsonl"
+    )
+
+
+def _run_page(path: Path) -> str:
+    try:
+        result = files.method_result(files.read_rows(path), {})
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"`{path}` does not hold rows of steps: {error!r}") from error
+    seeds, steps = result.losses.shape
+    return _render(
+        title=path.stem,
+        verdict=f"{steps} steps, {seeds} {'run' if seeds == 1 else 'runs'}.",
+        figures=list(_run_pictures({path.stem: result})),
+        setting=[("file", path.name), ("steps", str(steps)), ("runs", str(seeds))],
+        note="Made from the rows of this file alone.",
+    )
+
+
+_COLUMNS = {
+    "fall": ("How far the loss falls", "fall of the log loss", "Higher is better."),
+    "spread": (
+        "How far runs of a group differ",
+        "spread of the log loss",
+        "What the policy learns from: where it nears zero, choices no longer matter.",
+    ),
+    "entropy": (
+        "Entropy of the policy",
+        "entropy, nats",
+        "A slow fall is learning; a sudden one means that it stopped exploring.",
+    ),
+    "grad_norm": ("Norm of the policy gradient", "norm", "Spikes mark unlucky updates."),
+    "inner_steps_per_second": (
+        "Throughput",
+        "inner steps a second",
+        "A drop means that the machine was busy with something else.",
+    ),
+}
+
+
+def _log_page(path: Path) -> str:
+    rows = files.read_rows(path)
+    if "update" not in rows[0]:
+        raise ValueError(f"`{path}` is no log of `optax-meta meta-train`: a row has no `update`")
+    done = rows[-1]["update"]
+    return _render(
+        title=f"Meta-training: {path.absolute().parent.name}",
+        verdict=f"{done} updates of the policy.",
+        figures=list(_log_pictures(rows)),
+        setting=[("updates", str(done)), ("file", path.name)],
+        note="Made from log.jsonl alone, while the run goes on or after it.",
+    )
+
+
+def _log_pictures(rows: list[dict[str, Any]]) -> Iterator[_Picture]:
+    for group, (title, label, caption) in _COLUMNS.items():
+        curves = _curves(rows, group)
+        if not curves:
+            continue
+        figure, axes = _new_figure(9, 4)
+        for i, (name, (x, y)) in enumerate(curves.items()):
+            color = plots.COLORS[i % len(plots.COLORS)]
+            style = ("-", "--", ":", "-.")[i % 4]
+            axes[0, 0].plot(x, y, style, color=color, label=name, linewidth=1.2)
+        axes[0, 0].set(xlabel="update", ylabel=label)
+        if len(curves) > 1:
+            axes[0, 0].legend(frameon=False, ncols=4, fontsize="small")
+        chart = charts.log_chart(group, title, label, curves)
+        yield _picture(title, f"{label} over updates", caption, figure, [chart])
+
+
+def _curves(rows: list[dict[str, Any]], group: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Return (updates, values) of the columns GROUP and GROUP/NAME; a log may skip rows."""
+    names = dict.fromkeys(n for row in rows for n in row if n.partition("/")[0] == group)
+    return {
+        name.rpartition("/")[2]: (
+            [row["update"] for row in rows if name in row],
+            [row[name] for row in rows if name in row],
+        )
+        for name in sorted(names)
+    }
 
 
 def _cells(rank: int, row: Summary, seeds: int) -> tuple[str, ...]:
@@ -170,76 +296,8 @@ def _text(value: Interval, digits: int) -> str:
     return f"{value.mean:.{digits}f} ± {value.half_width:.{digits}f}"
 
 
-def _results(comparison: Comparison) -> dict[str, Any]:
-    runs = {
-        name: {
-            "initial": _lists(result.initial),
-            "final": _lists(result.final),
-            "seconds": result.seconds.tolist(),
-            "action_labels": result.action_labels,
-        }
-        for name, result in comparison.methods.items()
-    }
-    setting = {
-        key: getattr(comparison, key)
-        for key in (
-            "task",
-            "description",
-            "optimizer",
-            "learning_rate",
-            "steps",
-            "seeds",
-            "versions",
-        )
-    }
-    summary = [
-        {
-            name: value._asdict() if isinstance(value, Interval) else value
-            for name, value in row._asdict().items()
-        }
-        for row in summarize(comparison)
-    ]
-    bare = comparison.bare_seconds.tolist()
-    return {**setting, "ranking": summary, "bare_seconds": bare, "runs": runs}
-
-
-def _lists(values: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
-    """JSON has no nan or inf: null stands for both."""
-    return {
-        name: [x if np.isfinite(x) else None for x in array.tolist()]
-        for name, array in values.items()
-    }
-
-
-def _record_rows(result: MethodResult) -> Iterator[dict[str, Any]]:
-    """One row a step; the decision's details where one was taken."""
-    records = result.records
-    decision = None if records.decision is None else records.decision._asdict()
-    for seed, losses in enumerate(result.losses):
-        for t, loss in enumerate(losses):
-            at = (seed, t)
-            row: dict[str, Any] = {
-                "seed": seed,
-                "step": int(records.step[at]),
-                "loss": float(loss) if np.isfinite(loss) else None,
-                "grad_norm": float(records.grad_norm[at]),
-                **{name: float(x[at]) for name, x in records.hyperparams.items()},
-                "decided": bool(records.decided[at]),
-                "num_nonfinite": int(records.num_nonfinite[at]),
-            }
-            if decision is not None and row["decided"]:
-                row |= {name: np.asarray(x[at]).tolist() for name, x in decision.items()}
-                row["action_label"] = result.action_labels[row["action"]]
-            yield row
-
-
 def _page(comparison: Comparison) -> str:
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("optax_meta", ""), autoescape=select_autoescape(default=True)
-    )
-    return environment.get_template("report.html.jinja").render(
+    return _render(
         title=f"{comparison.task}: {len(comparison.methods)} methods, {comparison.optimizer} "
         f"from {comparison.learning_rate:g}",
         verdict=_verdict(comparison),
@@ -247,6 +305,22 @@ def _page(comparison: Comparison) -> str:
         seeds=comparison.seeds,
         figures=list(_pictures(comparison)),
         setting=_setting(comparison),
+        note="For a seed all methods see the same initial parameters and batches. The numbers "
+        "stand in results.json, every step of every run in records/.",
+    )
+
+
+def _render(*, figures: list[_Picture], **parts: Any) -> str:
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("optax_meta", "pages"), autoescape=select_autoescape(default=True)
+    )
+    return environment.get_template("report.html.jinja").render(
+        **parts,
+        figures=figures,
+        data=charts.embed([chart for figure in figures for chart in figure.charts]),
+        script=(Path(__file__).parent / "pages" / "report.js").read_text(encoding="utf-8"),
     )
 
 
@@ -255,6 +329,9 @@ def _verdict(comparison: Comparison) -> str:
     tied = [row.method for row in others if row.is_tied]
     beaten = [row.method for row in others if not row.is_tied]
     text = f"Lowest mean final loss: {best.method}."
+    if comparison.seeds < comparison.planned_seeds:
+        done = f"{comparison.seeds} of {comparison.planned_seeds} seeds are finished"
+        text = f"Stopped early: {done}. {text}"
     if tied:
         text += f" Not told apart from it by {comparison.seeds} seeds: {', '.join(tied)}."
     if beaten:
@@ -274,33 +351,40 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _pictures(comparison: Comparison) -> Iterator[_Picture]:
-    methods = comparison.methods
     yield _picture(
         "Final loss",
         "Final loss of each method with its interval",
         "Lower is better. Where intervals overlap widely, more seeds are needed.",
         _draw_ranking(comparison),
     )
+    yield from _run_pictures(comparison.methods)
+
+
+def _run_pictures(methods: Mapping[str, MethodResult]) -> Iterator[_Picture]:
+    steps = next(iter(methods.values())).losses.shape[1]
+    smoothing = max(1, min(20, steps // 10))
     yield _picture(
         "Loss curves",
         "Training loss over steps, one line a method",
-        "Mean over seeds of the smoothed mini-batch loss; the band spans all seeds.",
-        _draw_curves(comparison),
+        "Which run falls fast, and which falls far. Mean over seeds of the smoothed mini-batch "
+        "loss; on paper the band spans all seeds.",
+        _draw_curves(methods, smoothing),
+        [charts.loss_chart(methods, smoothing)],
     )
     yield _picture(
         "What the controllers did",
         "Timelines of every hyperparameter, one panel for each method",
-        "Bold: the first seed, with a dot where a decision changed the value (left out where it "
-        "changes at nearly every step). Faint: the other seeds. Methods that leave a "
-        "hyperparameter alone have no panel for it.",
-        _draw_timelines(comparison),
+        "When a hyperparameter moved, and what the policy knew when it moved it. Bold: the first "
+        "seed; faint: the others. Methods that leave a hyperparameter alone have no line for it.",
+        _draw_timelines(methods),
+        charts.hyperparam_charts(methods),
     )
     if any(result.records.decision is not None for result in methods.values()):
         yield _picture(
             "Which actions were taken",
             "Histogram of actions of each policy",
             "All decisions of all seeds. A policy that learns nothing keeps its first shares.",
-            _draw_actions(comparison),
+            _draw_actions(methods),
         )
 
 
@@ -317,21 +401,20 @@ def _draw_ranking(comparison: Comparison) -> "Figure":
     return figure
 
 
-def _draw_curves(comparison: Comparison) -> "Figure":
+def _draw_curves(methods: Mapping[str, MethodResult], smoothing: int) -> "Figure":
     figure, axes = _new_figure(9, 4.5)
-    losses = {name: result.losses for name, result in comparison.methods.items()}
-    smoothing = max(1, min(20, comparison.steps // 10))
+    losses = {name: result.losses for name, result in methods.items()}
     plots.loss_curves(losses, smoothing=smoothing, ax=axes[0, 0])
     return figure
 
 
-def _draw_timelines(comparison: Comparison) -> "Figure":
+def _draw_timelines(methods: Mapping[str, MethodResult]) -> "Figure":
     panels = [
         (name, hyperparam, result)
-        for name, result in comparison.methods.items()
+        for name, result in methods.items()
         for hyperparam in result.records.hyperparams
     ]
-    colors = dict(zip(comparison.methods, plots.COLORS * len(comparison.methods), strict=False))
+    colors = dict(zip(methods, plots.COLORS * len(methods), strict=False))
     figure, axes = _new_figure(9, 2.2 * -(-len(panels) // 2), (-(-len(panels) // 2), 2))
     for ax, (name, hyperparam, result) in zip(axes.flat, panels, strict=False):
         plots.timeline(result.records, hyperparam, ax=ax, color=colors[name]).set_title(name)
@@ -340,8 +423,8 @@ def _draw_timelines(comparison: Comparison) -> "Figure":
     return figure
 
 
-def _draw_actions(comparison: Comparison) -> "Figure":
-    policies = {n: r for n, r in comparison.methods.items() if r.records.decision is not None}
+def _draw_actions(methods: Mapping[str, MethodResult]) -> "Figure":
+    policies = {n: r for n, r in methods.items() if r.records.decision is not None}
     tallest = max(len(result.action_labels) for result in policies.values())
     figure, axes = _new_figure(9, (1 + 0.3 * tallest) * len(policies), (len(policies), 1))
     for ax, (name, result) in zip(axes.flat, policies.items(), strict=True):
@@ -349,8 +432,19 @@ def _draw_actions(comparison: Comparison) -> "Figure":
     return figure
 
 
-def _picture(title: str, alt: str, caption: str, figure: "Figure") -> _Picture:
+def _picture(
+    title: str,
+    alt: str,
+    caption: str,
+    figure: "Figure",
+    interactive: Sequence[dict[str, Any]] = (),
+) -> _Picture:
+    """Embed a figure: as SVG, or where that is large for a page, as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
+    kind = "svg+xml"
+    if buffer.tell() > _LARGEST_SVG:
+        buffer, kind = io.BytesIO(), "png"
+        figure.savefig(buffer, format="png", dpi=120)
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return _Picture(title, alt, caption, f"data:image/svg+xml;base64,{encoded}")
+    return _Picture(title, alt, caption, f"data:image/{kind};base64,{encoded}", list(interactive))

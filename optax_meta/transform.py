@@ -378,7 +378,10 @@ def _update(
         )
     _check_shapes(updates, params)
     measured, last_params = _measure(controller, axis_name, updates, state, params, extra_args)
-    statistics = metrics_lib.accumulate(Statistics.unpack(state.statistics), measured)
+    known = Statistics.unpack(state.statistics)
+    if controller.guards_nonfinite and controller.max_growth < math.inf:
+        updates, measured = _hold_growth(controller.max_growth * known.means[2], updates, measured)
+    statistics = metrics_lib.accumulate(known, measured)
     if controller.guards_nonfinite:
         updates, extra_args = _guard(measured, statistics, updates, extra_args)
     hyperparams, controller_state, statistics = _decide(controller, interval, statistics, state)
@@ -389,6 +392,17 @@ def _update(
         **extra_args,
     )
     return updates, ControlState(statistics.pack(), controller_state, last_params, inner_state)
+
+
+def _hold_growth(
+    largest: jax.Array, updates: optax.Updates, measured: jax.Array
+) -> tuple[optax.Updates, jax.Array]:
+    """Scale gradients down to a norm of `largest`, where it is above 0."""
+    grad_norm = measured[2]
+    is_held = (largest > 0.0) & (grad_norm > largest) & jnp.isfinite(grad_norm)
+    shrink = jnp.where(is_held, largest / grad_norm, 1.0)
+    held = jax.tree.map(lambda g: g * shrink.astype(g.dtype), updates)
+    return held, measured.at[2].set(grad_norm * shrink)
 
 
 def _guard(

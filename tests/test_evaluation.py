@@ -152,6 +152,34 @@ def test_the_command_writes_a_report_and_prints_a_table(tmp_path, capsys):
     assert (folder / "report.html").exists()
 
 
+def test_ctrl_c_after_two_seeds_leaves_a_partial_report(tmp_path, monkeypatch, capsys):
+    timed, calls = evaluation._timed, []
+
+    def interrupt(runner, seed):
+        calls.append(int(seed))
+        if seed == 2 and calls.count(2) == 2:
+            raise KeyboardInterrupt
+        return timed(runner, seed)
+
+    monkeypatch.setattr(evaluation, "_timed", interrupt)
+    arguments = ["--task", "quadratic", "--steps", "20", "--seeds", "4", "--methods", "constant"]
+    assert cli.main(["compare", *arguments, "--out", str(tmp_path)]) == 130
+    assert "Stopped early: 2 of 4 seeds are finished" in (tmp_path / "report.html").read_text()
+    error = capsys.readouterr().err
+    assert "seeds 2 … 3 are left out" in error
+    assert "optax-meta compare --task quadratic --methods constant --steps 20 --seeds 4" in error
+
+
+def test_ctrl_c_before_two_seeds_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "_timed", interrupt)
+    arguments = ["compare", "--task", "quadratic", "--methods", "constant"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "a")]) == 130
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

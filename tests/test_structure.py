@@ -18,7 +18,7 @@ FLOORS = [
     {"episodes"},
     {"evaluation", "meta_training", "protocol"},
     {"meta_runs"},
-    {"plots"},
+    {"plots", "pages"},
     {"reports"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,174 @@
+"""The data of the report's interactive charts, drawn in the browser by `report.js`.
+
+A chart is a dict of JSON values: `id`, `title`, `x`, `y` (labels of the axes), `log` and `series`.
+A series has a `name`, points `x` and `y`, `step` where a value holds up to the next point, `others`
+(thinned lines of the other seeds) and, for a policy, `decisions` with the `features` and `actions`
+that name their numbers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optax_meta.evaluation import MethodResult
+
+MAX_POINTS = 3000
+MAX_DECISIONS = 4000
+_MAX_OTHERS = 9
+_OTHER_POINTS = 200
+
+
+def loss_chart(methods: Mapping[str, MethodResult], smoothing: int) -> dict[str, Any]:
+    """Return the chart of the training loss: mean over seeds of the smoothed loss.
+
+    Args:
+        methods: results by name.
+        smoothing: width of the running mean over steps, ≥ 1.
+
+    Example:
+        >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
+        >>> chart = optax_meta.pages.charts.loss_chart(comparison.methods, smoothing=5)
+        >>> len(chart["series"][0]["x"])
+        20
+    """
+    series = []
+    for name, result in methods.items():
+        smooth = np.stack([_running_mean(run, smoothing) for run in result.losses])
+        series.append(
+            {
+                "name": name,
+                **_line(smooth.mean(axis=0), MAX_POINTS),
+                "others": [_line(run, _OTHER_POINTS) for run in smooth[:_MAX_OTHERS]],
+            }
+        )
+    return _chart("loss", "Training loss", "step", f"loss, mean of {smoothing} steps", series)
+
+
+def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any]]:
+    """Return a chart for each hyperparameter: seed 0 with its decisions, the others thinned.
+
+    Example:
+        >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
+        >>> [chart["id"] for chart in optax_meta.pages.charts.hyperparam_charts(comparison.methods)]
+        ['learning_rate', 'weight_decay']
+    """
+    names = dict.fromkeys(h for result in methods.values() for h in result.records.hyperparams)
+    return [
+        _chart(
+            hyperparam,
+            hyperparam.replace("_", " "),
+            "step",
+            hyperparam.replace("_", " "),
+            [
+                _timeline(name, hyperparam, result)
+                for name, result in methods.items()
+                if hyperparam in result.records.hyperparams
+            ],
+        )
+        for hyperparam in names
+    ]
+
+
+def log_chart(
+    name: str, title: str, y: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> dict[str, Any]:
+    """Return a chart of columns of a log.
+
+    Args:
+        name: the chart's id.
+        title: of the chart.
+        y: label of its axis.
+        curves: (updates, values) by name.
+
+    Example:
+        >>> chart = optax_meta.pages.charts.log_chart("a", "A", "a", {"a": ([1, 2], [0.5, 0.25])})
+        >>> chart["series"][0]["y"]
+        [0.5, 0.25]
+    """
+    series = [{"name": key, **_points(np.array(x), np.array(v))} for key, (x, v) in curves.items()]
+    return _chart(name, title, "update", y, series)
+
+
+def embed(charts: Sequence[Mapping[str, Any]]) -> str:
+    """Return charts as JSON that may stand inside a `<script>` element.
+
+    Example:
+        >>> "<" in optax_meta.pages.charts.embed([{"title": "</script>"}])
+        False
+    """
+    text = json.dumps(charts, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _chart(name: str, title: str, x: str, y: str, series: list[dict[str, Any]]) -> dict[str, Any]:
+    values = np.array([v for s in series for v in s["y"] if v is not None])
+    spans = values.size > 0 and values.min() > 0 and values.max() > 3 * values.min()
+    return {"id": name, "title": title, "x": x, "y": y, "log": bool(spans), "series": series}
+
+
+def _timeline(name: str, hyperparam: str, result: MethodResult) -> dict[str, Any]:
+    runs = np.asarray(result.records.hyperparams[hyperparam], np.float64)
+    steps = np.arange(1, runs.shape[1] + 1)
+    moves = np.flatnonzero(np.diff(runs[0], prepend=np.nan) != 0.0)
+    kept = np.unique(np.append(moves, steps.size - 1))
+    if kept.size > MAX_POINTS:
+        kept = _spread(steps.size, MAX_POINTS)
+    return {
+        "name": name,
+        "step": True,
+        **_points(steps[kept], runs[0][kept]),
+        "others": [_line(run, _OTHER_POINTS) for run in runs[1 : 1 + _MAX_OTHERS]],
+        **_decisions(result),
+    }
+
+
+def _decisions(result: MethodResult) -> dict[str, Any]:
+    """Return what explains seed 0; a decision's reward stands in the record of the next one."""
+    records = result.records
+    taken = np.flatnonzero(np.asarray(records.decided)[0])
+    if records.decision is None or not taken.size:
+        return {}
+    of_seed = {key: np.asarray(x)[0][taken] for key, x in records.decision._asdict().items()}
+    has_rewards = of_seed["reward"].any()  # a frozen policy earns none
+    rewards = [*(float(r) if has_rewards else None for r in of_seed["reward"][1:]), None]
+    kept = _spread(taken.size, MAX_DECISIONS)
+    decisions = [
+        [
+            int(taken[i]) + 1,
+            int(of_seed["action"][i]),
+            _number(rewards[i]),
+            [_number(x) for x in of_seed["probabilities"][i]],
+            [_number(x) for x in of_seed["observation"][i]],
+        ]
+        for i in kept
+    ]
+    width = of_seed["observation"].shape[1]
+    features = result.features or tuple(f"feature {i + 1}" for i in range(width))
+    return {"decisions": decisions, "features": features, "actions": result.action_labels}
+
+
+def _line(run: np.ndarray, most: int) -> dict[str, Any]:
+    kept = _spread(run.size, most)
+    return _points(kept + 1, run[kept])
+
+
+def _points(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    return {"x": x.tolist(), "y": [_number(v, 5) for v in y]}
+
+
+def _spread(size: int, most: int) -> np.ndarray:
+    """Return at most `most` of 0 … size - 1, evenly, with both ends."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))
+
+
+def _number(x: float | None, digits: int = 4) -> float | None:
+    return None if x is None or not np.isfinite(x) else float(f"{x:.{digits}g}")
+
+
+def _running_mean(x: np.ndarray, width: int) -> np.ndarray:
+    total = np.concatenate([[0.0], np.cumsum(x, dtype=np.float64)])
+    end = np.arange(1, x.size + 1)
+    start = np.maximum(end - width, 0)
+    return (total[end] - total[start]) / (end - start)

@@ -1,0 +1,158 @@
+"""Pages made from files alone, and what a browser makes of them."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import optax_meta
+from optax_meta import cli, evaluation, reports
+from optax_meta.pages import files
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+METHODS = ["constant", "any-lr-v1", "reinforce"]
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return optax_meta.compare("quadratic", METHODS, steps=60, seeds=3, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def folder(comparison, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    reports.write_report(comparison, folder)
+    return folder
+
+
+@pytest.fixture
+def log(tmp_path):
+    rows = [
+        {"update": i, "fall/mlp": i / 9, "spread/mlp": 0.5, "entropy": 1.0, "grad_norm": 0.1}
+        for i in range(1, 9)
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def charts_of(page):
+    (text,) = re.findall(r'<script type="application/json" id="chart-data">(.*?)</script>', page)
+    return {chart["id"]: chart for chart in json.loads(text)}
+
+
+def check_page(page):
+    assert len(page) < 6e6
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "https://" not in page
+    figures, captions = page.count("<figure>"), page.count("What to read from this.")
+    assert figures == captions == page.count("<img")
+    for name in charts_of(page):
+        assert f'id="chart-{name}"' in page
+
+
+def test_a_comparison_is_read_back_as_it_was(comparison, folder, tmp_path):
+    page = reports.rebuild_report(folder, str(tmp_path / "again.html")).read_text()
+    check_page(page)
+    first = (folder / "report.html").read_text()
+    assert charts_of(page) == charts_of(first)
+    read = files.read_comparison(folder)
+    assert evaluation.summarize(read) == evaluation.summarize(comparison)
+
+
+def test_decisions_are_explained(folder, comparison):
+    charts = charts_of((folder / "report.html").read_text())
+    series = {s["name"]: s for s in charts["learning_rate"]["series"]}
+    assert "decisions" not in series["constant"]
+    learned, online = series["any-lr-v1"], series["reinforce"]
+    assert learned["features"][0] == "progress"
+    assert len(learned["features"]) == len(learned["decisions"][0][4]) == 18
+    assert len(learned["actions"]) == len(learned["decisions"][0][3]) == 5
+    rewards = comparison.methods["reinforce"].records.decision.reward[0]
+    assert online["decisions"][0][2] == pytest.approx(float(rewards[10]), rel=1e-3)
+    assert online["decisions"][-1][2] is None
+
+
+def test_a_single_run_and_its_truncated_last_line(folder, tmp_path):
+    text = (folder / "records" / "any-lr-v1.jsonl").read_text()
+    (tmp_path / "mine.jsonl").write_text(text[:-40])
+    assert cli.main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    check_page(page)
+    assert set(charts_of(page)) == {"loss", "learning_rate"}
+    assert "<h2>Ranking" not in page
+
+
+def test_a_running_meta_training(log, tmp_path):
+    with log.open("a") as file:
+        file.write('{"update": 9, "fall/ml')
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 0
+    page = (tmp_path / "x.html").read_text()
+    check_page(page)
+    assert "8 updates of the policy" in page
+    assert charts_of(page)["fall"]["series"][0]["x"] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds neither results.json"),
+        ({"a.jsonl": "{}\n", "b.jsonl": "{}\n"}, "holds neither results.json"),
+        ({"a.jsonl": "{}\n"}, "a row of steps needs at least seed, step, loss and decided"),
+        ({"a.jsonl": ""}, "holds no complete row yet"),
+        ({"a.jsonl": "{\n{}\n"}, "line 1 of"),
+        ({"log.jsonl": "{}\n"}, "is no log of `optax-meta meta-train`"),
+        ({"results.json": "{}"}, "is no complete folder"),
+    ],
+)
+def test_folders_that_cannot_be_read(files, message, tmp_path, capsys):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+PROBE = """<script>
+const out = {errors: window.problems, charts: 0, toggles: 0};
+for (const chart of document.querySelectorAll(".chart")) {
+  const lines = () => chart.querySelectorAll("path[data-series]").length;
+  const before = lines(), toggle = chart.querySelector(".bar button");
+  out.charts += before > 0;
+  toggle.click();
+  out.toggles += lines() === before - 1 && toggle.getAttribute("aria-pressed") === "false";
+  toggle.click();
+}
+const plot = document.querySelector("#chart-learning_rate .plot > svg");
+for (const key of ["ArrowDown", "ArrowRight", "+"])
+  plot.dispatchEvent(new KeyboardEvent("keydown", {key}));
+out.tip = document.querySelector("#chart-learning_rate .tip").textContent;
+out.images = [...document.images].every((image) => image.complete && image.naturalWidth > 0);
+out.requests = performance.getEntriesByType("resource").filter((e) => !e.name.startsWith("data:"));
+out.ready = performance.now();
+document.title = JSON.stringify(out);
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_in_a_real_browser(folder, tmp_path):
+    page = (folder / "report.html").read_text()
+    watch = "<script>window.problems = []; onerror = (e) => problems.push(String(e));</script>"
+    path = tmp_path / "probe.html"
+    path.write_text(page.replace("<style>", f"{watch}<style>").replace("</body>", PROBE))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'u'}"]
+    logging = ["--enable-logging=stderr", "--v=0", "--dump-dom", "--virtual-time-budget=2000"]
+    command = [str(CHROMIUM), *options, *logging, path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    (title,) = re.findall(r"<title>(\{.*?\})</title>", done.stdout)
+    out = json.loads(title)
+    assert "CONSOLE" not in done.stderr
+    assert out["errors"] == out["requests"] == []
+    assert out["charts"] == out["toggles"] == 3
+    assert out["images"]
+    assert out["ready"] < 2000
+    assert "Decision at step" in out["tip"]
+    assert "What the policy saw" in out["tip"]
