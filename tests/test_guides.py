@@ -164,3 +164,36 @@ def test_scale_free_features_are_bounded_for_any_input(metrics, decay):
             told = metrics(value=value, grad_norm=norm, update_norm=norm, value_change=value)
             row, state = encoder.update(told, state, steered)
             assert np.all(np.abs(row) <= 1.0)
+
+
+def test_exploding_gradients_are_held_to_a_multiple_of_the_recent_norm():
+    controller = optax_meta.constant(guards_nonfinite=True)._replace(max_growth=3.0)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller, decision_interval=4)(1.0)
+    params = jnp.zeros(2)
+    state, moves = tx.init(params), []
+    for scale in (1.0, 1.0, 1e6, 1e6, 1.0, np.inf, 1e6):
+        updates, state = tx.update(scale * jnp.array([0.6, 0.8]), state, params, value=1.0)
+        moves.append(float(-jnp.linalg.norm(updates)))
+    # Three times the mean: 1 at the decision of step 0, then (1 + 3)/2; (1 + 3 + 6 + 1)/4 at that
+    # of step 4.
+    held = [1.0, 1.0, 3.0, 6.0, 1.0, 0.0, 8.25]
+    np.testing.assert_allclose(-np.array(moves), held, rtol=1e-5)
+
+
+def test_a_probe_is_small_beside_the_parameters_however_large_the_gradient():
+    guided = policy(calibration_steps=8, target_ratio=1e-2)
+    tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.learned(guided))(1.0)
+    params = jnp.ones(4)
+    updates, _ = tx.update(1e8 * params, tx.init(params), params, value=1.0)
+    np.testing.assert_allclose(updates, -1e-2 * params, rtol=1e-4)
+
+
+def test_calibration_lowers_the_rate_where_no_step_was_finite():
+    guided = policy(calibration_steps=8)
+    tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.learned(guided))(1.0)
+    params, rates = jnp.ones(4), []
+    state = tx.init(params)
+    for value in (1.0, np.inf, np.inf, np.inf):
+        _, state = tx.update(params, state, params, value=value)
+        rates.append(float(optax_meta.hyperparams(state)["learning_rate"]))
+    np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), 0.1, rtol=1e-4)
