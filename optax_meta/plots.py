@@ -38,7 +38,7 @@ def loss_curves(
     """
     ax = _axes(ax)
     for color, (name, runs) in zip(_colors(losses), losses.items(), strict=True):
-        smooth = np.stack([_running_mean(run, smoothing) for run in np.atleast_2d(runs)])
+        smooth = np.stack([running_mean(run, smoothing) for run in np.atleast_2d(runs)])
         steps = np.arange(1, smooth.shape[1] + 1)
         ax.plot(steps, smooth.mean(axis=0), color=color, label=name)
         ax.fill_between(
@@ -188,8 +188,12 @@ def _colors(items: Mapping[str, object]) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(len(items))]
 
 
-def _running_mean(x: np.ndarray, width: int) -> np.ndarray:
-    """Mean of the last `width` values, fewer at the start."""
+def running_mean(x: np.ndarray, width: int) -> np.ndarray:
+    """Return the mean of the last `width` values, fewer at the start.
+
+    >>> print(running_mean(np.array([1.0, 3.0, 5.0]), 2))
+    [1. 2. 4.]
+    """
     total = np.concatenate([[0.0], np.cumsum(x, dtype=np.float64)])
     end = np.arange(1, x.size + 1)
     start = np.maximum(end - width, 0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from optax_meta.evaluation import MethodResult
+from optax_meta.plots import running_mean
 
 MAX_POINTS = 3000
 MAX_DECISIONS = 4000
@@ -35,7 +36,7 @@ def loss_chart(methods: Mapping[str, MethodResult], smoothing: int) -> dict[str,
     """
     series = []
     for name, result in methods.items():
-        smooth = np.stack([_running_mean(run, smoothing) for run in result.losses])
+        smooth = np.stack([running_mean(run, smoothing) for run in result.losses])
         series.append(
             {
                 "name": name,
@@ -165,10 +166,3 @@ def _spread(size: int, most: int) -> np.ndarray:
 
 def _number(x: float | None, digits: int = 4) -> float | None:
     return None if x is None or not np.isfinite(x) else float(f"{x:.{digits}g}")
-
-
-def _running_mean(x: np.ndarray, width: int) -> np.ndarray:
-    total = np.concatenate([[0.0], np.cumsum(x, dtype=np.float64)])
-    end = np.arange(1, x.size + 1)
-    start = np.maximum(end - width, 0)
-    return (total[end] - total[start]) / (end - start)
