@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 import optax_meta
-from optax_meta import cli, evaluation, reports
+from optax_meta import cli, evaluation, meta_runs, reports
 from optax_meta.pages import files
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -156,3 +156,26 @@ def test_in_a_real_browser(folder, tmp_path):
     assert out["ready"] < 2000
     assert "Decision at step" in out["tip"]
     assert "What the policy saw" in out["tip"]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_meta_training_ends_with_a_page(is_stopped, log, monkeypatch, capsys):
+    trainer = optax_meta.meta_trainer(
+        [optax_meta.families.quadratics(dim=2)],
+        optax_meta.load_policy("any-lr-v1"),
+        families_per_update=1,
+    )
+
+    def train(trainer, *_, seed, **__):
+        if is_stopped:
+            raise KeyboardInterrupt
+        return trainer.policy(trainer.init(seed))
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setitem(meta_runs.RECIPES, "any-lr-v1", lambda mesh, **options: trainer)
+    monkeypatch.setattr(meta_runs, "train", train)
+    code = cli.main(["meta-train", "--out", str(log.parent), "--devices", "1"])
+    assert code == (130 if is_stopped else 0)
+    assert (log.parent / "report.html").exists()
+    assert (log.parent / "any-lr-v1.policy").exists() != is_stopped
+    assert ("the same command goes on" in capsys.readouterr().err) == is_stopped
