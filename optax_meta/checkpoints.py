@@ -101,7 +101,7 @@ def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None
         >>> optax_meta.load_policy("missing.policy")
         Traceback (most recent call last):
         ValueError: cannot read the policy file `missing.policy`: no such file; the package has \
-any-lr-v1
+adamw-lr-wd-v1, any-lr-v1
     """
     path = _path(name_or_path)
     try:
