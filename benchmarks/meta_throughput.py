@@ -19,8 +19,9 @@ import numpy as np
 import optax
 
 import optax_meta
-from optax_meta import families, meta_runs
+from optax_meta import families
 from optax_meta.evaluation import library_versions
+from optax_meta.meta import runs
 
 HERE = Path(__file__).parent
 
@@ -34,7 +35,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Measure, print, write."""
-    trainer = meta_runs.any_lr()
+    trainer = runs.any_lr()
     policy = trainer.policy(trainer.init(0))
     family = families.FAMILIES["relu"]()
 

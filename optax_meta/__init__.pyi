@@ -25,7 +25,7 @@ from optax_meta.controllers.warmup import warmup_plateau as warmup_plateau
 from optax_meta.episodes import Trajectory as Trajectory
 from optax_meta.episodes import rollout as rollout
 from optax_meta.evaluation import compare as compare
-from optax_meta.meta_training import meta_trainer as meta_trainer
+from optax_meta.meta.training import meta_trainer as meta_trainer
 from optax_meta.metrics import Metrics as Metrics
 from optax_meta.policies import Policy as Policy
 from optax_meta.policies import PolicyNetwork as PolicyNetwork

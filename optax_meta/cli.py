@@ -193,7 +193,8 @@ def _meta_train(options: argparse.Namespace) -> int:
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
     try:
-        from optax_meta import checkpoints, meta_runs
+        from optax_meta import checkpoints
+        from optax_meta.meta import runs
     except ImportError as error:
         raise ImportError(
             "`optax-meta meta-train` needs the extra `meta`: pip install 'optax-meta[meta]'"
@@ -201,7 +202,7 @@ def _meta_train(options: argparse.Namespace) -> int:
     mesh = jax.make_mesh((jax.device_count(),), ("tasks",), (jax.sharding.AxisType.Auto,))
     if options.groups % mesh.size:
         raise ValueError(f"`--groups` must be a multiple of the {mesh.size} devices")
-    trainer = meta_runs.RECIPES[options.recipe](
+    trainer = runs.RECIPES[options.recipe](
         mesh, learner=options.learner, groups=options.groups, rollouts=options.rollouts
     )
     folder = Path(options.out)
@@ -215,7 +216,7 @@ def _meta_train(options: argparse.Namespace) -> int:
             show(label, done, options.updates)
 
         try:
-            policy = meta_runs.train(
+            policy = runs.train(
                 trainer, folder, updates=options.updates, seed=options.seed, progress=progress
             )
         except KeyboardInterrupt:

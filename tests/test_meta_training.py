@@ -12,8 +12,10 @@ import optax
 import pytest
 
 import optax_meta
-from optax_meta import actions, families, meta_runs, meta_training, observations, tasks
+from optax_meta import actions, families, observations, tasks
 from optax_meta.guides import Guide
+from optax_meta.meta import runs as meta_runs
+from optax_meta.meta import training as meta_training
 
 SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
 
@@ -272,11 +274,11 @@ address, count, index, folder, updates = sys.argv[1:]
 if int(count) > 1:
     jax.distributed.initialize(address, int(count), int(index))
 from pathlib import Path
-from optax_meta import meta_runs
+from optax_meta.meta import runs
 from test_meta_training import tiny
 mesh = jax.make_mesh((jax.device_count(),), ('tasks',), (jax.sharding.AxisType.Auto,))
 trainer = tiny(groups=2, mesh=mesh)
-policy = meta_runs.train(trainer, Path(folder), updates=int(updates), save_seconds=0.0)
+policy = runs.train(trainer, Path(folder), updates=int(updates), save_seconds=0.0)
 leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(policy.params)]
 np.save(Path(folder) / f'params-{count}-{index}.npy', np.concatenate(leaves))
 """

@@ -13,7 +13,8 @@ import optax
 import pytest
 
 import optax_meta
-from optax_meta import checkpoints, meta_runs, tasks
+from optax_meta import checkpoints, tasks
+from optax_meta.meta import runs as meta_runs
 
 GOLDEN = Path(__file__).parent / "golden.json"
 FOLDER = Path(optax_meta.__file__).parent / "pretrained"

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 import optax_meta
-from optax_meta import cli, evaluation, meta_runs, reports
+from optax_meta import cli, evaluation, reports
+from optax_meta.meta import runs as meta_runs
 from optax_meta.pages import files
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

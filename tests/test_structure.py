@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import optax_meta
-from optax_meta import cli, evaluation, meta_runs, tasks
+from optax_meta import cli, evaluation, tasks
+from optax_meta.meta import runs
 
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
@@ -16,8 +17,7 @@ FLOORS = [
     {"policies", "recording"},
     {"controllers", "checkpoints"},
     {"episodes"},
-    {"evaluation", "meta_training", "protocol"},
-    {"meta_runs"},
+    {"evaluation", "meta", "protocol"},
     {"plots", "pages"},
     {"reports"},
     {"cli"},
@@ -72,7 +72,7 @@ def test_importing_needs_no_extra():
 def test_the_command_line_names_what_there_is():
     assert tuple(tasks.TASKS) == cli.TASKS
     assert tuple(evaluation.METHODS) == cli.METHODS
-    assert tuple(meta_runs.RECIPES) == cli.RECIPES
+    assert tuple(runs.RECIPES) == cli.RECIPES
 
 
 def test_the_distribution_has_one_version():

@@ -16,7 +16,7 @@ from optax_meta import actions, observations
 from optax_meta.checkpoints import load_policy
 from optax_meta.families import FAMILIES, OVERFITTED
 from optax_meta.guides import Guide
-from optax_meta.meta_training import MetaTrainer, meta_trainer
+from optax_meta.meta.training import MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, init_policy
 
 
@@ -31,7 +31,7 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         A `MetaTrainer` over all of `families.FAMILIES`.
 
     Example:
-        >>> trainer = optax_meta.meta_runs.any_lr(groups=2, rollouts=2)
+        >>> trainer = optax_meta.meta.runs.any_lr(groups=2, rollouts=2)
         >>> trainer.policy(trainer.init(0)).action_space.num_actions
         5
     """
@@ -69,7 +69,7 @@ def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
         A `MetaTrainer` over all of `families.OVERFITTED`.
 
     Example:
-        >>> trainer = optax_meta.meta_runs.adamw_lr_wd(groups=2, rollouts=2)
+        >>> trainer = optax_meta.meta.runs.adamw_lr_wd(groups=2, rollouts=2)
         >>> trainer.policy(trainer.init(0)).action_space.num_actions
         15
     """

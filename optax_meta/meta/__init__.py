@@ -1,0 +1,1 @@
+"""Learning a policy over many runs: one concept a file."""
