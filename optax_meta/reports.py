@@ -9,19 +9,26 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from optax_meta import plots
+import numpy as np
+
+from optax_meta import plots, writers
 from optax_meta.evaluation import Comparison, Interval, MethodResult, Summary, summarize
 from optax_meta.pages import charts, files
+from optax_meta.recording import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 _LARGEST_SVG = 700_000  # bytes
+_WIDE, _NARROW = 9.0, 4.5  # inches, of a picture on a desk or on paper, and on a phone
+
+_Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Table(NamedTuple):
@@ -42,6 +49,7 @@ class _Picture(NamedTuple):
     alt: str
     caption: str
     source: str
+    narrow: str
     charts: list[dict[str, Any]]
 
 
@@ -155,7 +163,7 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
 
     Args:
         folder: one that `optax-meta compare` or `optax-meta meta-train` wrote, running or not, or
-            one with a single `*.jsonl` in the format of `records/METHOD.jsonl`.
+            one with a single `*.jsonl` of step rows, as `optax_meta.writers.jsonl` writes it.
         out: path of the page; None for `report.html` in the folder.
 
     Returns:
@@ -181,22 +189,21 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
 
 
 def _page_of(folder: Path) -> str:
-    logs = sorted(folder.glob("*.jsonl"))
     if (folder / "results.json").exists():
         return _page(files.read_comparison(folder))
-    if (folder / "log.jsonl").exists():
-        return _log_page(folder / "log.jsonl")
-    if len(logs) == 1:
-        return _run_page(logs[0])
-    raise ValueError(
-        f"`{folder}` holds neither results.json (of `optax-meta compare`) nor log.jsonl (of "
-        f"`optax-meta meta-train`) nor exactly one file of step rows, *.jsonl"
-    )
+    logs = sorted(folder.glob("log.jsonl")) or sorted(folder.glob("*.jsonl"))
+    if len(logs) != 1:
+        raise ValueError(
+            f"`{folder}` holds neither results.json (of `optax-meta compare`) nor log.jsonl (of "
+            f"`optax-meta meta-train`) nor exactly one file of step rows, *.jsonl"
+        )
+    rows = writers.read_rows(logs[0])
+    return _log_page(logs[0], rows) if "update" in rows[0] else _run_page(logs[0], rows)
 
 
-def _run_page(path: Path) -> str:
+def _run_page(path: Path, rows: list[Row]) -> str:
     try:
-        result = files.method_result(files.read_rows(path), {})
+        result = files.method_result(rows, {})
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"`{path}` does not hold rows of steps: {error!r}") from error
     seeds, steps = result.losses.shape
@@ -209,20 +216,30 @@ def _run_page(path: Path) -> str:
     )
 
 
+class _Column(NamedTuple):
+    title: str
+    label: str
+    caption: str
+    is_log: bool = False
+
+
 _COLUMNS = {
-    "fall": ("How far the loss falls", "fall of the log loss", "Higher is better."),
-    "spread": (
+    "fall": _Column("How far the loss falls", "fall of the log loss", "Higher is better."),
+    "spread": _Column(
         "How far runs of a group differ",
         "spread of the log loss",
         "What the policy learns from: where it nears zero, choices no longer matter.",
+        is_log=True,
     ),
-    "entropy": (
+    "entropy": _Column(
         "Entropy of the policy",
         "entropy, nats",
         "A slow fall is learning; a sudden one means that it stopped exploring.",
     ),
-    "grad_norm": ("Norm of the policy gradient", "norm", "Spikes mark unlucky updates."),
-    "inner_steps_per_second": (
+    "grad_norm": _Column(
+        "Norm of the policy gradient", "norm", "Spikes mark unlucky updates.", is_log=True
+    ),
+    "inner_steps_per_second": _Column(
         "Throughput",
         "inner steps a second",
         "A drop means that the machine was busy with something else.",
@@ -230,10 +247,7 @@ _COLUMNS = {
 }
 
 
-def _log_page(path: Path) -> str:
-    rows = files.read_rows(path)
-    if "update" not in rows[0]:
-        raise ValueError(f"`{path}` is no log of `optax-meta meta-train`: a row has no `update`")
+def _log_page(path: Path, rows: list[Row]) -> str:
     done = rows[-1]["update"]
     return _render(
         title=f"Meta-training: {path.absolute().parent.name}",
@@ -244,30 +258,47 @@ def _log_page(path: Path) -> str:
     )
 
 
-def _log_pictures(rows: list[dict[str, Any]]) -> Iterator[_Picture]:
-    for group, (title, label, caption) in _COLUMNS.items():
+def _log_pictures(rows: list[Row]) -> Iterator[_Picture]:
+    for group, column in _COLUMNS.items():
         curves = _curves(rows, group)
         if not curves:
             continue
-        figure, axes = _new_figure(9, 4)
-        for i, (name, (x, y)) in enumerate(curves.items()):
-            color = plots.COLORS[i % len(plots.COLORS)]
-            style = ("-", "--", ":", "-.")[i % 4]
-            axes[0, 0].plot(x, y, style, color=color, label=name, linewidth=1.2)
-        axes[0, 0].set(xlabel="update", ylabel=label)
-        if len(curves) > 1:
-            axes[0, 0].legend(frameon=False, ncols=4, fontsize="small")
-        chart = charts.log_chart(group, title, label, curves)
-        yield _picture(title, f"{label} over updates", caption, figure, [chart])
+        width = max(1, len(rows) // 50)
+        chart = charts.log_chart(
+            group, column.title, column.label, curves, smoothing=width, is_log=column.is_log
+        )
+        means = f" Lines are means over {width} updates." if width > 1 else ""
+        scale = "log" if chart["log"] else "linear"
+        yield _picture(
+            column.title,
+            f"{column.label} over updates",
+            column.caption + means,
+            partial(_draw_log, column.label, scale, curves, width),
+            [chart],
+        )
 
 
-def _curves(rows: list[dict[str, Any]], group: str) -> dict[str, tuple[list[float], list[float]]]:
+def _draw_log(label: str, scale: str, curves: _Curves, smoothing: int, width: float) -> "Figure":
+    figure, ((ax,),) = _new_figure(width, 4)
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        style = plots.line_style(i)
+        if len(curves) == 1 and smoothing > 1:
+            ax.plot(x, y, color=style["color"], alpha=0.3, linewidth=0.8)
+        ax.plot(x, plots.running_mean(y, smoothing), label=name, **style)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set(xlabel="update", ylabel=label, yscale=scale)
+    if len(curves) > 1:
+        figure.legend(loc="outside right", frameon=False, fontsize="small")
+    return figure
+
+
+def _curves(rows: list[Row], group: str) -> _Curves:
     """Return (updates, values) of the columns GROUP and GROUP/NAME; a log may skip rows."""
     names = dict.fromkeys(n for row in rows for n in row if n.partition("/")[0] == group)
     return {
         name.rpartition("/")[2]: (
-            [row["update"] for row in rows if name in row],
-            [row[name] for row in rows if name in row],
+            np.array([row["update"] for row in rows if name in row]),
+            np.array([row[name] for row in rows if name in row], float),
         )
         for name in sorted(names)
     }
@@ -355,67 +386,91 @@ def _pictures(comparison: Comparison) -> Iterator[_Picture]:
         "Final loss",
         "Final loss of each method with its interval",
         "Lower is better. Where intervals overlap widely, more seeds are needed.",
-        _draw_ranking(comparison),
+        partial(_draw_ranking, comparison),
     )
     yield from _run_pictures(comparison.methods)
 
 
 def _run_pictures(methods: Mapping[str, MethodResult]) -> Iterator[_Picture]:
-    steps = next(iter(methods.values())).losses.shape[1]
+    seeds, steps = next(iter(methods.values())).losses.shape
+    bold, first, of_all = (
+        (" Bold: the first seed; faint: the others.", " The first seed alone.", " of all seeds")
+        if seeds > 1
+        else ("", "", "")
+    )
+    alone = " Methods that leave a hyperparameter alone have no line for it."
     smoothing = max(1, min(20, steps // 10))
     yield _picture(
         "Loss curves",
         "Training loss over steps, one line a method",
         "Which run falls fast, and which falls far. Mean over seeds of the smoothed mini-batch "
-        "loss; on paper the band spans all seeds.",
-        _draw_curves(methods, smoothing),
+        "loss; on paper the band spans all seeds."
+        if seeds > 1
+        else "How fast the smoothed mini-batch loss falls, and how far.",
+        partial(_draw_curves, methods, smoothing),
         [charts.loss_chart(methods, smoothing)],
     )
     yield _picture(
         "What the controllers did",
         "Timelines of every hyperparameter, one panel for each method",
-        "When a hyperparameter moved, and what the policy knew when it moved it. Bold: the first "
-        "seed; faint: the others. Methods that leave a hyperparameter alone have no line for it.",
-        _draw_timelines(methods),
+        f"When a hyperparameter moved, and what the policy knew when it moved it.{bold}"
+        f"{alone if len(methods) > 1 else ''}",
+        partial(_draw_timelines, methods),
         charts.hyperparam_charts(methods),
     )
-    if any(result.records.decision is not None for result in methods.values()):
+    policies = {n: r for n, r in methods.items() if _has_decided(r)}
+    if policies:
+        yield _picture(
+            "When the policy was sure",
+            "Probability of each action at each decision, one panel for each policy",
+            "A row is an action: the stronger its colour, the more probable; a dot marks the one "
+            "that was chosen. One strong row means that the policy was sure, equally faint ones "
+            f"that it chose by chance.{first}",
+            partial(_draw_panels, policies, 1.3, plots.decisions),
+        )
         yield _picture(
             "Which actions were taken",
             "Histogram of actions of each policy",
-            "All decisions of all seeds. A policy that learns nothing keeps its first shares.",
-            _draw_actions(methods),
+            f"All decisions{of_all}. A policy that learns nothing keeps its first shares.",
+            partial(_draw_panels, policies, 1.0, plots.action_histogram),
         )
 
 
-def _new_figure(width: float, height: float, shape: tuple[int, int] = (1, 1)) -> Any:
+def _has_decided(result: MethodResult) -> bool:
+    records = result.records
+    return records.decision is not None and bool(np.asarray(records.decided)[0].any())
+
+
+def _new_figure(
+    width: float, height: float, shape: tuple[int, int] = (1, 1), **options: Any
+) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(*shape, squeeze=False)
+    return figure, figure.subplots(*shape, squeeze=False, **options)
 
 
-def _draw_ranking(comparison: Comparison) -> "Figure":
-    figure, axes = _new_figure(9, 1.2 + 0.4 * len(comparison.methods))
-    plots.ranking(summarize(comparison), ax=axes[0, 0])
+def _draw_ranking(comparison: Comparison, width: float) -> "Figure":
+    figure, ((ax,),) = _new_figure(width, 1.2 + 0.4 * len(comparison.methods))
+    plots.ranking(summarize(comparison), ax=ax)
     return figure
 
 
-def _draw_curves(methods: Mapping[str, MethodResult], smoothing: int) -> "Figure":
-    figure, axes = _new_figure(9, 4.5)
+def _draw_curves(methods: Mapping[str, MethodResult], smoothing: int, width: float) -> "Figure":
+    figure, ((ax,),) = _new_figure(width, 4.5)
     losses = {name: result.losses for name, result in methods.items()}
-    plots.loss_curves(losses, smoothing=smoothing, ax=axes[0, 0])
+    plots.loss_curves(losses, smoothing=smoothing, ax=ax)
     return figure
 
 
-def _draw_timelines(methods: Mapping[str, MethodResult]) -> "Figure":
+def _draw_timelines(methods: Mapping[str, MethodResult], width: float) -> "Figure":
     panels = [
         (name, hyperparam, result)
         for name, result in methods.items()
         for hyperparam in result.records.hyperparams
     ]
     colors = dict(zip(methods, plots.COLORS * len(methods), strict=False))
-    figure, axes = _new_figure(9, 2.2 * -(-len(panels) // 2), (-(-len(panels) // 2), 2))
+    figure, axes = _new_figure(width, 2.2 * -(-len(panels) // 2), (-(-len(panels) // 2), 2))
     for ax, (name, hyperparam, result) in zip(axes.flat, panels, strict=False):
         plots.timeline(result.records, hyperparam, ax=ax, color=colors[name]).set_title(name)
     for ax in axes.flat[len(panels) :]:
@@ -423,23 +478,36 @@ def _draw_timelines(methods: Mapping[str, MethodResult]) -> "Figure":
     return figure
 
 
-def _draw_actions(methods: Mapping[str, MethodResult]) -> "Figure":
-    policies = {n: r for n, r in methods.items() if r.records.decision is not None}
-    tallest = max(len(result.action_labels) for result in policies.values())
-    figure, axes = _new_figure(9, (1 + 0.3 * tallest) * len(policies), (len(policies), 1))
+def _draw_panels(
+    policies: Mapping[str, MethodResult], margin: float, draw: Callable[..., Any], width: float
+) -> "Figure":
+    """Draw a panel for each policy, `margin` inches higher than the names of its actions."""
+    heights = [margin + sum(map(_height, result.action_labels)) for result in policies.values()]
+    figure, axes = _new_figure(width, sum(heights), (len(policies), 1), height_ratios=heights)
     for ax, (name, result) in zip(axes.flat, policies.items(), strict=True):
-        plots.action_histogram(result.records, result.action_labels, ax=ax).set_title(name)
+        draw(result.records, result.action_labels, ax=ax).set_title(name)
     return figure
+
+
+def _height(label: str) -> float:
+    """Return the inches that the name of an action takes, with a line for each of its parts."""
+    return 0.13 + 0.17 * len(label.split(", "))
 
 
 def _picture(
     title: str,
     alt: str,
     caption: str,
-    figure: "Figure",
+    draw: Callable[[float], "Figure"],
     interactive: Sequence[dict[str, Any]] = (),
 ) -> _Picture:
-    """Embed a figure: as SVG, or where that is large for a page, as PNG."""
+    """Draw a figure by its width; a phone gets one of its own where no chart stands for it."""
+    narrow = "" if interactive else _encode(draw(_NARROW))
+    return _Picture(title, alt, caption, _encode(draw(_WIDE)), narrow, list(interactive))
+
+
+def _encode(figure: "Figure") -> str:
+    """Return a figure as the address of its data: SVG, or where that is large, PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     kind = "svg+xml"
@@ -447,4 +515,4 @@ def _picture(
         buffer, kind = io.BytesIO(), "png"
         figure.savefig(buffer, format="png", dpi=120)
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return _Picture(title, alt, caption, f"data:image/{kind};base64,{encoded}", list(interactive))
+    return f"data:image/{kind};base64,{encoded}"

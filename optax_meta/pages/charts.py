@@ -1,9 +1,10 @@
 """The data of the report's interactive charts, drawn in the browser by `report.js`.
 
-A chart is a dict of JSON values: `id`, `title`, `x`, `y` (labels of the axes), `log` and `series`.
-A series has a `name`, points `x` and `y`, `step` where a value holds up to the next point, `others`
-(thinned lines of the other seeds) and, for a policy, `decisions` with the `features` and `actions`
-that name their numbers.
+A chart is a dict of JSON values: `id`, `title`, `x`, `y` (labels of the axes), `log`, `others`
+(what its faint lines are), `faint` (whether they are shown at first) and `series`. A series has a
+`name`, points `x` and `y`, `style` (the number of its colour and dashes), `step` where a value
+holds up to the next point, `others` (thinned faint lines) and, for a policy, `decisions` with the
+`features` and `actions` that name their numbers.
 """
 
 import json
@@ -19,6 +20,7 @@ MAX_POINTS = 3000
 MAX_DECISIONS = 4000
 _MAX_OTHERS = 9
 _OTHER_POINTS = 200
+_LOG_POINTS = 1000
 
 
 def loss_chart(methods: Mapping[str, MethodResult], smoothing: int) -> dict[str, Any]:
@@ -35,13 +37,16 @@ def loss_chart(methods: Mapping[str, MethodResult], smoothing: int) -> dict[str,
         20
     """
     series = []
-    for name, result in methods.items():
+    for i, (name, result) in enumerate(methods.items()):
         smooth = np.stack([running_mean(run, smoothing) for run in result.losses])
         series.append(
             {
                 "name": name,
+                "style": i,
                 **_line(smooth.mean(axis=0), MAX_POINTS),
-                "others": [_line(run, _OTHER_POINTS) for run in smooth[:_MAX_OTHERS]],
+                "others": [_line(run, _OTHER_POINTS) for run in smooth[:_MAX_OTHERS]]
+                if len(smooth) > 1
+                else [],
             }
         )
     return _chart("loss", "Training loss", "step", f"loss, mean of {smoothing} steps", series)
@@ -63,8 +68,8 @@ def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any
             "step",
             hyperparam.replace("_", " "),
             [
-                _timeline(name, hyperparam, result)
-                for name, result in methods.items()
+                {"style": i, **_timeline(name, hyperparam, result)}
+                for i, (name, result) in enumerate(methods.items())
                 if hyperparam in result.records.hyperparams
             ],
         )
@@ -73,23 +78,39 @@ def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any
 
 
 def log_chart(
-    name: str, title: str, y: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    name: str,
+    title: str,
+    y: str,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    smoothing: int = 1,
+    is_log: bool = False,
 ) -> dict[str, Any]:
-    """Return a chart of columns of a log.
+    """Return a chart of columns of a log: running means, and faintly what they are of.
 
     Args:
         name: the chart's id.
         title: of the chart.
         y: label of its axis.
-        curves: (updates, values) by name.
+        curves: (updates, values) by name, int[T] and float[T].
+        smoothing: width of the running mean over rows, ≥ 1.
+        is_log: whether the axis is logarithmic at first, where all values are positive.
 
     Example:
-        >>> chart = optax_meta.pages.charts.log_chart("a", "A", "a", {"a": ([1, 2], [0.5, 0.25])})
+        >>> curves = {"a": (np.array([1, 2]), np.array([0.5, 0.25]))}
+        >>> chart = optax_meta.pages.charts.log_chart("a", "A", "a", curves)
         >>> chart["series"][0]["y"]
         [0.5, 0.25]
     """
-    series = [{"name": key, **_points(np.array(x), np.array(v))} for key, (x, v) in curves.items()]
-    return _chart(name, title, "update", y, series)
+    series = []
+    for i, (key, (x, values)) in enumerate(curves.items()):
+        kept, extremes = _spread(x.size, _LOG_POINTS), _extremes(values, _LOG_POINTS)
+        smooth = running_mean(values, smoothing)
+        raw = [_points(x[extremes], values[extremes])] if smoothing > 1 else []
+        series.append({"name": key, "style": i, **_points(x[kept], smooth[kept]), "others": raw})
+    are_positive = all(np.all(v[np.isfinite(v)] > 0.0) for _, v in curves.values())
+    changes = {"others": "every update", "faint": len(series) == 1, "log": is_log and are_positive}
+    return _chart(name, title, "update", y, series) | changes
 
 
 def embed(charts: Sequence[Mapping[str, Any]]) -> str:
@@ -106,7 +127,8 @@ def embed(charts: Sequence[Mapping[str, Any]]) -> str:
 def _chart(name: str, title: str, x: str, y: str, series: list[dict[str, Any]]) -> dict[str, Any]:
     values = np.array([v for s in series for v in s["y"] if v is not None])
     spans = values.size > 0 and values.min() > 0 and values.max() > 3 * values.min()
-    return {"id": name, "title": title, "x": x, "y": y, "log": bool(spans), "series": series}
+    labels = {"title": title, "x": x, "y": y, "others": "all seeds"}
+    return {"id": name, **labels, "faint": False, "log": bool(spans), "series": series}
 
 
 def _timeline(name: str, hyperparam: str, result: MethodResult) -> dict[str, Any]:
@@ -162,6 +184,16 @@ def _points(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 def _spread(size: int, most: int) -> np.ndarray:
     """Return at most `most` of 0 … size - 1, evenly, with both ends."""
     return np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))
+
+
+def _extremes(values: np.ndarray, most: int) -> np.ndarray:
+    """Return at most `most` indices of values, evenly, with every spike among them."""
+    if values.size <= most:
+        return np.arange(values.size)
+    parts = np.array_split(np.arange(values.size), most // 2)
+    low, high = (np.where(np.isfinite(values), values, edge) for edge in (np.inf, -np.inf))
+    lowest = [part[low[part].argmin()] for part in parts]
+    return np.unique(lowest + [part[high[part].argmax()] for part in parts])
 
 
 def _number(x: float | None, digits: int = 4) -> float | None:

@@ -2,7 +2,7 @@
 // Draws each chart of #chart-data as SVG: legend toggles, zoom, log axes, decisions on hover or by key.
 (() => {
   const NS = "http://www.w3.org/2000/svg";
-  const DASHES = ["", "7 3", "2 3", "9 3 2 3"];
+  const DASHES = ["", "7 3", "2 3", "9 3 2 3", "16 4"];
   const M = { left: 78, right: 14, top: 10, bottom: 40 };
 
   const make = (tag, attrs = {}, text = "") => {
@@ -15,7 +15,7 @@
   const show = (v) => {
     if (v === null || v === undefined) return "–";
     const a = Math.abs(v);
-    return a !== 0 && (a < 1e-3 || a >= 1e5) ? v.toExponential(2).replace(/\.?0+e/, "e") : String(Number(v.toPrecision(4)));
+    return a !== 0 && (a < 1e-3 || a >= 1e5) ? v.toExponential(2).replace(/\.?0*e\+?/, "e") : String(Number(v.toPrecision(4)));
   };
   const linearTicks = (lo, hi, count) => {
     const raw = (hi - lo) / count, base = 10 ** Math.floor(Math.log10(raw));
@@ -25,10 +25,14 @@
     return ticks;
   };
   const logTicks = (lo, hi) => {
-    const decades = [], from = Math.ceil(Math.log10(lo)), to = Math.floor(Math.log10(hi));
-    const skip = Math.max(1, Math.ceil((to - from + 1) / 7));
-    for (let k = from; k <= to; k += skip) decades.push(10 ** k);
-    return decades.length > 1 ? decades : linearTicks(lo, hi, 4).filter((v) => v > 0);
+    const from = Math.floor(Math.log10(lo)), to = Math.ceil(Math.log10(hi)), skip = Math.ceil((to - from) / 7);
+    const ticks = (digits, every) => {
+      const found = [];
+      for (let k = from; k <= to; k += every) for (const d of digits) found.push(Number(`${d}e${k}`));
+      return found.filter((v) => v >= lo && v <= hi);
+    };
+    const few = [ticks([1], skip), ticks([1, 3], 1), ticks([1, 2, 5], 1)].find((found) => found.length > 3);
+    return few || linearTicks(lo, hi, 4).filter((v) => v > 0);
   };
   // Index of the last x that is ≤ at, or of the first.
   const before = (xs, at) => {
@@ -40,7 +44,7 @@
   function chart(holder, data) {
     const all = [Math.min(...data.series.map((s) => s.x[0])), Math.max(...data.series.map((s) => s.x[s.x.length - 1]))];
     if (all[0] === all[1]) all[1] += 1;
-    const view = { x: [...all], log: data.log, others: false, hidden: new Set(), current: 0, at: null };
+    const view = { x: [...all], log: data.log, others: data.faint, hidden: new Set(), current: 0, at: null };
     let W = 900, H = 340, sx, sy, ux, from = null;
 
     const bar = make("div", { class: "bar" });
@@ -50,25 +54,27 @@
       node.addEventListener("click", () => { const on = act(); if (pressed !== null) node.setAttribute("aria-pressed", on); draw(); });
       return node;
     };
-    data.series.forEach((s, i) => {
+    const style = (s) => ({ class: `s${s.style % 7}`, "stroke-dasharray": DASHES[s.style % DASHES.length] });
+    if (data.series.length > 1) data.series.forEach((s, i) => {
       const node = button(s.name, true, () => {
         if (view.hidden.has(i)) view.hidden.delete(i); else view.hidden.add(i);
         return !view.hidden.has(i);
       });
       const swatch = make("svg", { class: "swatch", width: 26, height: 10, "aria-hidden": "true" });
-      swatch.append(make("line", { x1: 1, x2: 25, y1: 5, y2: 5, class: `s${i % 7}`, "stroke-dasharray": DASHES[i % 4], "stroke-width": 2.5 }));
+      swatch.append(make("line", { x1: 1, x2: 25, y1: 5, y2: 5, ...style(s), "stroke-width": 2.5 }));
       node.prepend(swatch);
       bar.append(node);
     });
     const tools = make("div", { class: "bar tools" });
     tools.append(button("log axis", view.log, () => (view.log = !view.log)));
-    if (data.series.some((s) => s.others && s.others.length)) tools.append(button("all seeds", false, () => (view.others = !view.others)));
+    if (data.series.some((s) => s.others && s.others.length)) tools.append(button(data.others, view.others, () => (view.others = !view.others)));
     tools.append(button("reset zoom", null, () => { view.x = [...all]; }));
     const plot = make("div", { class: "plot" });
     const svg = make("svg", { tabindex: 0, role: "group", "aria-label": `${data.title}. Arrow keys: left and right to the next decision, up and down to another line; + and − zoom, 0 resets.` });
     const tip = make("div", { class: "tip", role: "status", hidden: "" });
     plot.append(svg, tip);
-    holder.append(make("h3", {}, data.title), bar, tools, plot);
+    if (data.title !== holder.closest("figure").previousElementSibling.textContent) holder.append(make("h3", {}, data.title));
+    holder.append(bar, tools, plot);
 
     const visible = () => data.series.map((s, i) => [s, i]).filter(([, i]) => !view.hidden.has(i));
     const usable = (v) => v !== null && (!view.log || v > 0);
@@ -127,9 +133,15 @@
         make("text", { x: (W + M.left) / 2, y: H - 5, "text-anchor": "middle" }, data.x),
         make("text", { transform: `translate(12 ${(H - M.bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, data.y));
       const lines = make("g", { "clip-path": `url(#clip-${data.id})` });
-      for (const [s, i] of visible()) {
-        if (view.others) for (const o of s.others || []) lines.append(make("path", { d: path(o, s.step), class: `s${i % 7} other` }));
-        lines.append(make("path", { d: path(s, s.step), class: `s${i % 7}`, "stroke-dasharray": DASHES[i % 4], "data-series": s.name }));
+      for (const [s] of visible()) {
+        if (view.others) for (const o of s.others || []) lines.append(make("path", { d: path(o, s.step), class: `s${s.style % 7} other` }));
+        lines.append(make("path", { d: path(s, s.step), ...style(s), "data-series": s.name }));
+        const steps = (s.decisions || []).map((d) => d[0]).filter((x) => x >= view.x[0] && x <= view.x[1]);
+        // A dot for each decision where there is room for them.
+        if (steps.length * 8 < W) for (const x of steps) {
+          const v = valueAt(s, x);
+          if (usable(v)) lines.append(make("circle", { class: `s${s.style % 7} dot`, cx: sx(x), cy: sy(v), r: 2.5 }));
+        }
       }
       svg.append(lines, make("g", { class: "cursor" }), make("rect", { class: "select", y: M.top, height: H - M.top - M.bottom, width: 0 }));
       point();
@@ -143,7 +155,7 @@
       const decision = s.decisions && s.decisions[before(s.decisions.map((d) => d[0]), view.at)];
       const value = valueAt(s, view.at), px = sx(view.at);
       cursor.append(make("line", { x1: px, x2: px, y1: M.top, y2: H - M.bottom }));
-      if (usable(value)) cursor.append(make("circle", { cx: px, cy: sy(value), r: 5, class: `s${view.current % 7}` }));
+      if (usable(value)) cursor.append(make("circle", { cx: px, cy: sy(value), r: 5, class: `s${s.style % 7}` }));
       explain(s, value, decision && decision[0] <= view.at ? decision : null);
       tip.hidden = false;
       const wide = W >= 600;
@@ -188,13 +200,16 @@
       const to = local(event), box = svg.querySelector(".select");
       box.setAttribute("x", Math.min(from, to)); box.setAttribute("width", Math.abs(to - from));
     });
-    svg.addEventListener("pointerdown", (event) => { from = local(event); hover(event); });
+    svg.addEventListener("pointerdown", (event) => { from = local(event); svg.setPointerCapture(event.pointerId); hover(event); });
     svg.addEventListener("pointerup", (event) => {
       const ends = [from, local(event)].sort((a, b) => a - b).map(ux);
       if (from !== null && Math.abs(local(event) - from) > 12) view.x = [Math.max(all[0], ends[0]), Math.min(all[1], ends[1])];
-      from = null; draw();
+      from = null; draw(); hover(event);
     });
-    svg.addEventListener("pointerleave", () => { from = null; view.at = null; draw(); });
+    svg.addEventListener("pointercancel", () => { from = null; draw(); });
+    svg.addEventListener("dblclick", () => { view.x = [...all]; draw(); });
+    // A finger that is lifted has left too, but what it tapped stays explained.
+    svg.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") { from = null; view.at = null; draw(); } });
     svg.addEventListener("blur", () => { view.at = null; point(); });
     svg.addEventListener("wheel", (event) => {
       // The page scrolls unless the chart was clicked or Ctrl is held.
