@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from protocol import OPTIMIZERS, guided, scheduled
+from protocol import OPTIMIZERS, guided
 from test_tasks import TEST
 
 import optax_meta
@@ -92,10 +92,16 @@ def main() -> None:
         task = switched(TEST[name](), options.steps // 2)
         for optimizer in ("adamw", "momentum", "lion"):
             run = partial(losses, task, OPTIMIZERS[optimizer], steps=options.steps)
-            swept = run(contender=scheduled("cosine"), rates=protocol.SWEEP_RATES, seeds=[10_000])
+            swept = run(
+                contender=Contender.from_schedule("cosine"),
+                rates=protocol.SWEEP_RATES,
+                seeds=[10_000],
+            )
             rate = protocol.SWEEP_RATES[int(np.argmin(swept[:, 0, -SMOOTHING:].mean(-1)))]
-            cosine = run(contender=scheduled("cosine"), rates=[rate], seeds=seeds)[0]
-            constant = run(contender=scheduled("constant"), rates=[rate], seeds=seeds)[0]
+            cosine = run(contender=Contender.from_schedule("cosine"), rates=[rate], seeds=seeds)[0]
+            constant = run(
+                contender=Contender.from_schedule("constant"), rates=[rate], seeds=seeds
+            )[0]
             known = run(contender=ours, rates=[1e-3], seeds=seeds)[0]
             unknown = run(contender=blind, rates=[1e-3], seeds=seeds)[0]
             goals = targets(cosine)

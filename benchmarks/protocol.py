@@ -1,7 +1,8 @@
 """Is a controller as good as a sweep? Methods judged by their ratio to a tuned schedule.
 
 Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped.
-Writes `protocol.json` and `start_sensitivity.png` beside this script and the table into the README.
+Writes `protocol.json`, `start_sensitivity.png` and `performance_profile.png` beside this script and
+the table into the README.
 
     python benchmarks/protocol.py            # the fast cut
     python benchmarks/protocol.py --full     # all optimizers, horizons and ten seeds: hours
@@ -11,7 +12,7 @@ Writes `protocol.json` and `start_sensitivity.png` beside this script and the ta
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from test_tasks import TEST
 from validation_tasks import VALIDATION
 
 import optax_meta
-from optax_meta import protocol
+from optax_meta import plots, protocol
 from optax_meta.evaluation import library_versions
 from optax_meta.protocol import Contender
 
@@ -66,16 +67,6 @@ FAST_BASELINES = (
 )
 
 
-def scheduled(kind: str, fixed: float | None = None) -> Contender:
-    """Return a schedule of the sweep, from the starting rate or a fixed one."""
-    index = protocol.SCHEDULES.index(kind)
-    return Contender(
-        lambda factory, rate, steps: factory(
-            learning_rate=protocol.schedule(index, rate if fixed is None else fixed, steps)
-        )
-    )
-
-
 def controlled(make: Callable[[Any], optax_meta.Controller]) -> Contender:
     """Return the contender of a controller."""
     return Contender.from_controller(make)
@@ -87,8 +78,13 @@ def with_rate(make: Callable[[Any], Any], **options: Any) -> Contender:
 
 
 def adam_only(make: Callable[[Any], Any], **options: Any) -> Contender:
-    """Return a method that replaces AdamW; it gets the schedule's factor if it wants one."""
-    return Contender(lambda factory, rate, steps: make(steps), ("adamw",), **options)  # noqa: ARG005
+    """Return a method that replaces AdamW; it gets the run's length if it wants it."""
+    return Contender(
+        lambda factory, rate, steps: make(steps),  # noqa: ARG005
+        ("adamw",),
+        any_start=True,
+        **options,
+    )
 
 
 def linear(steps: Any) -> Callable[[Any], jax.Array]:
@@ -97,11 +93,11 @@ def linear(steps: Any) -> Callable[[Any], jax.Array]:
 
 
 BASELINES: dict[str, Contender] = {
-    "constant 1e-3": scheduled("constant", 1e-3),
-    "warmup + cosine 1e-3": scheduled("cosine", 1e-3),
-    "constant": scheduled("constant"),
-    "linear": scheduled("linear"),
-    "cosine": scheduled("cosine"),
+    "constant 1e-3": Contender.from_schedule("constant", 1e-3),
+    "warmup + cosine 1e-3": Contender.from_schedule("cosine", 1e-3),
+    "constant": Contender.from_schedule("constant"),
+    "linear": Contender.from_schedule("linear"),
+    "cosine": Contender.from_schedule("cosine"),
     "reduce_on_plateau": with_rate(lambda tx: optax.chain(tx, contrib.reduce_on_plateau())),
     "warmup + plateau": controlled(lambda steps: optax_meta.warmup_plateau(50)),  # noqa: ARG005
     "hypergradient": controlled(lambda steps: optax_meta.hypergradient()),  # noqa: ARG005
@@ -129,7 +125,10 @@ BASELINES: dict[str, Contender] = {
 
 def guided(policy: optax_meta.Policy) -> Contender:
     """Return the contender of a frozen policy that knows the horizon."""
-    return controlled(lambda steps: optax_meta.learned(policy, total_steps=steps))
+    return Contender.from_controller(
+        lambda steps: optax_meta.learned(policy, total_steps=steps),
+        any_start=policy.guide.calibration_steps > 0,
+    )
 
 
 def policies(names: list[str]) -> dict[str, Contender]:
@@ -137,8 +136,9 @@ def policies(names: list[str]) -> dict[str, Contender]:
     loaded = {Path(name).stem: optax_meta.load_policy(name) for name in names}
     found = {name: guided(policy) for name, policy in loaded.items()}
     for name, policy in loaded.items():
-        found[f"{name}, no horizon"] = controlled(
-            lambda steps, policy=policy: optax_meta.learned(policy)  # noqa: ARG005
+        found[f"{name}, no horizon"] = Contender.from_controller(
+            lambda steps, policy=policy: optax_meta.learned(policy),  # noqa: ARG005
+            any_start=policy.guide.calibration_steps > 0,
         )
         hold = optax_meta.init_policy(
             jax.random.key(0),
@@ -166,12 +166,11 @@ def table(cells: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def geometric_mean(cells: list[dict[str, Any]], method: str, rate: int | None = None) -> float:
-    """Return the geometric mean of a method's ratios, at one starting rate or all."""
+def geometric_mean(cells: list[dict[str, Any]], method: str) -> float:
+    """Return the geometric mean of a method's ratios."""
     scored = [c for c in cells if np.all(np.isfinite(c["oracle"]["losses"]))]
     found = [protocol.ratios(c, method)[0] for c in scored if method in c["losses"]]
-    chosen = found if rate is None else [ratio[rate] for ratio in found]
-    return float(np.exp(np.mean(np.log(chosen))))
+    return float(np.exp(np.mean(np.log(found))))
 
 
 def by(cells: list[dict[str, Any]], field: str, method: str) -> dict[str, float]:
@@ -181,26 +180,12 @@ def by(cells: list[dict[str, Any]], field: str, method: str) -> dict[str, float]
     return {str(v): geometric_mean(c, method) for v, c in chosen.items() if c}
 
 
-def picture(cells: list[dict[str, Any]], shown: Mapping[str, str], path: Path) -> None:
-    """Draw the ratio to the oracle against the starting rate."""
+def picture(draw: Callable[..., Any], title: str, path: Path) -> None:
+    """Write what `draw` draws on the axes `ax`."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
-    rates = cells[0]["learning_rates"]
-    for name, label in shown.items():
-        means = [geometric_mean(cells, name, k) for k in range(len(rates))]
-        axes.plot(rates, means, marker="o", label=label, linewidth=2.5 if "any-lr" in name else 1.2)
-    axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="starting learning rate",
-        ylabel="final loss ÷ that of a 39-trial sweep",
-    )
-    for part in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        part("{x:g}")
-    axes.set_title("Test tasks, geometric mean; lower is better", fontsize=10)
-    axes.legend(fontsize=8)
+    draw(ax=axes).set_title(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -229,6 +214,7 @@ def main() -> None:
         seeds=cut.seeds,
         oracle_seeds=cut.oracle_seeds,
         folder=options.folder / f"{options.tier}-{size}",
+        compiler_options=None if options.full else {"xla_backend_optimization_level": 1},
         progress=lambda label: print(label, file=sys.stderr, flush=True),
     )
     print(table(cells))
@@ -248,7 +234,16 @@ def main() -> None:
             "cosine": "warm-up + cosine",
         }
         shown |= {"mechanic": "Mechanic", "hypergradient": "hypergradient"}
-        picture(cells, shown, HERE / "start_sensitivity.png")
+        picture(
+            partial(plots.start_sensitivity, cells, shown),
+            "Test tasks, geometric mean; lower is better",
+            HERE / "start_sensitivity.png",
+        )
+        picture(
+            partial(plots.performance_profile, cells, shown),
+            "Test tasks, all starting rates; higher is better",
+            HERE / "performance_profile.png",
+        )
     assert np.all([np.isfinite(s.geometric_mean) for s in protocol.score(cells)])
 
 

@@ -7,7 +7,9 @@ on.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,16 +39,53 @@ class Contender(NamedTuple):
             is trained with.
         optimizers: names of the inner optimizers that it is for; None for any.
         params: (optimizer state, parameters) → the parameters to evaluate; None for these.
+        any_start: whether every starting rate gives the same run, which is then made once.
+        schedule: index into `SCHEDULES` and the rate, None for the starting one, of a contender
+            that is a schedule of the sweep and can share its compiled program.
+
+    Example:
+        >>> cosine = optax_meta.protocol.Contender(
+        ...     lambda factory, rate, steps: factory(optax_meta.protocol.schedule(2, rate, steps))
+        ... )
     """
 
     make: Callable[[Factory, jax.Array, jax.Array], optax.GradientTransformation]
     optimizers: tuple[str, ...] | None = None
     params: Callable[[Any, Any], Any] | None = None
+    any_start: bool = False
+    schedule: tuple[int, float | None] | None = None
 
     @classmethod
-    def from_controller(cls, make: Callable[[jax.Array], Controller]) -> "Contender":
-        """Return the contender of a controller, given by a function of the run's length."""
-        return cls(lambda factory, rate, steps: control_hyperparams(factory, make(steps))(rate))
+    def from_controller(
+        cls, make: Callable[[jax.Array], Controller], *, any_start: bool = False
+    ) -> "Contender":
+        """Return the contender of a controller.
+
+        Args:
+            make: length of the run, int32[] → controller.
+            any_start: as in `Contender`.
+        """
+        return cls(
+            lambda factory, rate, steps: control_hyperparams(factory, make(steps))(rate),
+            any_start=any_start,
+        )
+
+    @classmethod
+    def from_schedule(cls, kind: str, rate: float | None = None) -> "Contender":
+        """Return the contender of a schedule.
+
+        Args:
+            kind: out of `SCHEDULES`.
+            rate: its highest learning rate; None for the starting rate.
+        """
+        index = SCHEDULES.index(kind)
+        return cls(
+            lambda factory, start, steps: factory(
+                learning_rate=schedule(index, start if rate is None else rate, steps)
+            ),
+            any_start=rate is not None,
+            schedule=(index, rate),
+        )
 
 
 class Score(NamedTuple):
@@ -61,6 +100,12 @@ class Score(NamedTuple):
         within_tenth: share of cells whose geometric mean is at most 1.1.
         diverged: share of runs that ended non-finite or above their initial loss.
         cells: how many cells.
+
+    Example:
+        >>> cell = {"floor": 0.0, "initial": [9.0, 9.0], "oracle": {"losses": [1.0, 1.0]}}
+        >>> [row] = optax_meta.protocol.score([{**cell, "losses": {"mine": [[2.0, 2.0]]}}])
+        >>> round(row.geometric_mean, 3)
+        2.0
     """
 
     method: str
@@ -76,8 +121,15 @@ class Score(NamedTuple):
 def schedule(kind: Any, rate: Any, steps: Any) -> Callable[[Any], jax.Array]:
     """Return a schedule of the sweep: 0 constant, 1 linear, 2 cosine, as `SCHEDULES`.
 
-    Linear and cosine fall to 0 at the end and warm up over the first twentieth. All arguments may
-    be traced.
+    Linear and cosine fall to 0 at the end and warm up over the first twentieth.
+
+    Args:
+        kind: index into `SCHEDULES`, an integer or int32[]; may be traced, like the next two.
+        rate: the highest learning rate, a number or float32[].
+        steps: length of the run, a number or int32[].
+
+    Returns:
+        step, int32[] → learning rate, float32[].
 
     Example:
         >>> print(schedule(1, 1.0, 100)(jnp.array(50)).round(3))
@@ -106,6 +158,7 @@ def judge(
     seeds: int = 10,
     oracle_seeds: int = 3,
     folder: Path | None = None,
+    compiler_options: dict[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run every method on every cell.
@@ -119,7 +172,9 @@ def judge(
         seeds: runs of a method in a cell, ≥ 2.
         oracle_seeds: runs of each schedule of the sweep that it is chosen on, ≥ 1.
         folder: where finished parts are kept; a second call there runs what is missing.
-        progress: called with what is done next.
+        compiler_options: of XLA, for all methods alike: a cut of many short runs spends its time
+            compiling.
+        progress: called with what is done next, from several threads.
 
     Returns:
         One dict for each task, optimizer and horizon: their names; "initial" float[S]; "oracle":
@@ -147,14 +202,23 @@ def judge(
     cells = []
     for task in tasks:
         for name, factory in optimizers.items():
-            runners: dict[str, Any] = {}
+            runs = _Runs(task, factory, {}, compiler_options)
+            fitting = {
+                label: contender
+                for label, contender in contenders.items()
+                if contender.optimizers is None or name in contender.optimizers
+            }
             for steps in horizons:
                 path = None if folder is None else folder / f"{task.name}-{name}-{steps}.json"
                 done = json.loads(path.read_text()) if path is not None and path.exists() else {}
-                cell = partial(
-                    _cell, task, name, factory, contenders, runners, learning_rates, steps, seeds
-                )
-                cell = cell(oracle_seeds, done, progress)
+                setting = {
+                    "task": task.name,
+                    "optimizer": name,
+                    "steps": steps,
+                    "learning_rates": list(learning_rates),
+                    "floor": task.floor,
+                }
+                cell = _cell(runs, fitting, setting, seeds, oracle_seeds, done, progress)
                 if path is not None and cell != done:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     whole = path.with_suffix(".partial")
@@ -177,6 +241,12 @@ def score(cells: Sequence[Mapping[str, Any]], *, rates: Sequence[int] | None = N
 
     Source: interquartile mean and stratified bootstrap as in R. Agarwal et al., "Deep Reinforcement
     Learning at the Edge of the Statistical Precipice", https://arxiv.org/abs/2108.13264.
+
+    Example:
+        >>> cell = {"floor": 0.0, "initial": [9.0, 9.0], "oracle": {"losses": [1.0, 1.0]}}
+        >>> cell["losses"] = {"mine": [[2.0, 2.0]], "other": [[1.0, 1.0]]}
+        >>> [row.method for row in optax_meta.protocol.score([cell])]
+        ['other', 'mine']
     """
     cells = [cell for cell in cells if np.all(np.isfinite(cell["oracle"]["losses"]))]
     methods = dict.fromkeys(name for cell in cells for name in cell["losses"])
@@ -185,7 +255,22 @@ def score(cells: Sequence[Mapping[str, Any]], *, rates: Sequence[int] | None = N
 
 
 def ratios(cell: Mapping[str, Any], method: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the capped ratios and which runs diverged, float[K, S] and bool[K, S]."""
+    """Return the capped ratios and which runs diverged.
+
+    Args:
+        cell: one dict of those that `judge` returns.
+        method: one of its methods.
+
+    Returns:
+        float64[K, S], final loss over that of the oracle, held to [1/`CAP`, `CAP`], and bool[K, S]
+        for K starting rates and S seeds; a diverged run counts `CAP`.
+
+    Example:
+        >>> cell = {"floor": 0.0, "initial": [9.0, 9.0], "oracle": {"losses": [1.0, 1.0]}}
+        >>> cell["losses"] = {"mine": [[2.0, 99.0]]}
+        >>> print(*optax_meta.protocol.ratios(cell, "mine"))
+        [[ 2. 10.]] [[False  True]]
+    """
     losses = np.array(cell["losses"][method], float)
     initial, oracle = np.array(cell["initial"]), np.array(cell["oracle"]["losses"], float)
     diverged = ~np.isfinite(losses) | (losses > initial)
@@ -223,78 +308,102 @@ def _score(method: str, cells: Sequence[Mapping[str, Any]], rates: Sequence[int]
     )
 
 
-def _cell(
-    task: Task,
-    optimizer: str,
-    factory: Factory,
-    contenders: Mapping[str, Contender],
-    runners: dict[str, Any],
-    learning_rates: Sequence[float],
-    steps: int,
-    seeds: int,
-    oracle_seeds: int,
-    done: dict[str, Any],
-    progress: Callable[[str], None] | None,
-) -> dict[str, Any]:
-    cell = {**done, "losses": dict(done.get("losses", {}))}
-    label = f"{task.name}, {optimizer}, {steps} steps"
+class _Runs(NamedTuple):
+    """The runs of one task and inner optimizer; every program is compiled once for all horizons."""
 
-    def run(name: str, rates: Any, seed_ids: np.ndarray, kinds: Any = 0) -> Any:
-        if progress is not None:
-            progress(f"{label}: {name}")
-        if name not in runners:
-            contender = contenders.get(name, Contender(_never))
-            runners[name] = jax.jit(
-                jax.vmap(
-                    jax.vmap(
-                        partial(_train, task, factory, contender, name == "sweep"),
-                        (None, None, 0, None),
-                    ),
-                    (0, 0, None, None),
-                )
+    task: Task
+    factory: Factory
+    compiled: dict[str, Any]
+    compiler_options: dict[str, Any] | None
+
+    def __call__(
+        self, name: str, contender: Contender | None, rates: Any, kinds: Any, seeds: Any, steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the evaluated losses before and after, float[K, S]; None: of schedules."""
+        if name not in self.compiled:
+            run = jax.vmap(
+                partial(_train, self.task, self.factory, contender), (None, None, 0, None)
+            )
+            self.compiled[name] = jax.jit(
+                jax.vmap(run, (0, 0, None, None)), compiler_options=self.compiler_options
             )
         rate, kind = np.broadcast_arrays(np.asarray(rates, np.float32), np.int32(kinds))
-        out = runners[name](rate, kind, seed_ids.astype(np.uint32), np.int32(steps))
+        out = self.compiled[name](rate, kind, np.asarray(seeds, np.uint32), np.int32(steps))
         return np.asarray(out[0], float), np.asarray(out[1], float)
 
-    scored = np.arange(seeds)
-    if "oracle" not in cell:
+    def oracle(self, steps: int, oracle_seeds: int, scored: np.ndarray) -> dict[str, Any]:
+        """Choose the best schedule of the sweep and run it on the seeds that are scored."""
         rates = np.repeat(SWEEP_RATES, len(SCHEDULES))
         kinds = np.tile(np.arange(len(SCHEDULES)), len(SWEEP_RATES))
-        initial, final = run("sweep", rates, _ORACLE_SEED + np.arange(oracle_seeds), kinds)
+        chosen_on = _ORACLE_SEED + np.arange(oracle_seeds)
+        initial, final = self("sweep", None, rates, kinds, chosen_on, steps)
         tuned = np.where(np.isfinite(final), np.minimum(final, initial), initial).mean(axis=1)
         best = int(np.argmin(tuned))
-        initial, final = run("sweep", rates[best : best + 1], scored, kinds[best : best + 1])
-        cell |= {
-            "task": task.name,
-            "optimizer": optimizer,
-            "steps": steps,
-            "learning_rates": list(learning_rates),
-            "floor": task.floor,
+        one = slice(best, best + 1)
+        initial, final = self("sweep", None, rates[one], kinds[one], scored, steps)
+        return {
             "initial": initial[0].tolist(),
             "oracle": {
                 "schedule": SCHEDULES[kinds[best]],
                 "rate": float(rates[best]),
                 "losses": final[0].tolist(),
             },
-            "losses": {},
         }
-    for name, contender in contenders.items():
-        fits = contender.optimizers is None or optimizer in contender.optimizers
-        if fits and name not in cell["losses"]:
-            cell["losses"][name] = run(name, learning_rates, scored)[1].tolist()
-    return cell
+
+    def judge(
+        self, name: str, contender: Contender, rates: Sequence[float], seeds: Any, steps: int
+    ) -> list[list[float]]:
+        """Return the final losses of one contender, float[K][S]."""
+        few = rates[:1] if contender.any_start else rates
+        if contender.schedule is None:
+            final = self(name, contender, few, 0, seeds, steps)[1]
+        else:
+            kind, rate = contender.schedule
+            final = self("sweep", None, few if rate is None else [rate], kind, seeds, steps)[1]
+        return np.broadcast_to(final, (len(rates), final.shape[1])).tolist()
 
 
-def _never(factory: Factory, rate: jax.Array, steps: jax.Array) -> Any:
-    raise AssertionError(factory, rate, steps)
+def _cell(
+    runs: _Runs,
+    contenders: Mapping[str, Contender],
+    setting: Mapping[str, Any],
+    seeds: int,
+    oracle_seeds: int,
+    done: dict[str, Any],
+    progress: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """Run what is missing in a cell; programs that differ are compiled and run side by side."""
+    steps, rates = setting["steps"], setting["learning_rates"]
+    cell, scored = {**done}, np.arange(seeds)
+
+    def announce(name: str) -> None:
+        if progress is not None:
+            progress(f"{setting['task']}, {setting['optimizer']}, {steps} steps: {name}")
+
+    if "oracle" not in cell:
+        announce("sweep")
+        cell = {**setting, **runs.oracle(steps, oracle_seeds, scored), "losses": {}}
+
+    def judge(names: Sequence[str]) -> dict[str, Any]:
+        found = {}
+        for name in names:
+            announce(name)
+            found[name] = runs.judge(name, contenders[name], rates, scored, steps)
+        return found
+
+    missing = [name for name in contenders if name not in cell["losses"]]
+    shared = [name for name in missing if contenders[name].schedule is not None]
+    groups = [shared, *([name] for name in missing if name not in shared)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        losses = {name: loss for part in pool.map(judge, groups) for name, loss in part.items()}
+    losses = {**cell["losses"], **losses}
+    return {**cell, "losses": {n: losses[n] for n in dict.fromkeys([*contenders, *losses])}}
 
 
 def _train(
     task: Task,
     factory: Factory,
-    contender: Contender,
-    is_sweep: bool,  # noqa: FBT001
+    contender: Contender | None,
     rate: jax.Array,
     kind: jax.Array,
     seed: jax.Array,
@@ -303,16 +412,16 @@ def _train(
     """Return the evaluated loss before and after a run of any length."""
     init_key, data_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
-    made = (
-        factory(learning_rate=schedule(kind, rate, steps))
-        if is_sweep
-        else contender.make(factory, rate, steps)
-    )
+    if contender is None:
+        made = factory(learning_rate=schedule(kind, rate, steps))
+    else:
+        made = contender.make(factory, rate, steps)
     tx = optax.with_extra_args_support(made)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]
 
     final, opt_state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
-    final = final if contender.params is None else contender.params(opt_state, final)
+    if contender is not None and contender.params is not None:
+        final = contender.params(opt_state, final)
     return task.evaluate(params)["loss"], task.evaluate(final)["loss"]
