@@ -7,6 +7,7 @@ from optax_meta import plots as plots
 from optax_meta import protocol as protocol
 from optax_meta import rewards as rewards
 from optax_meta import tasks as tasks
+from optax_meta import writers as writers
 from optax_meta.base import Controller as Controller
 from optax_meta.base import Encoder as Encoder
 from optax_meta.checkpoints import available_policies as available_policies

@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         "report",
         help="write the page again from the files of a run",
         description="Write report.html from the files alone: of `compare`, of `meta-train`, "
-        "finished or running, or from a folder with one *.jsonl of step rows.",
+        "finished or running, or from a folder with one *.jsonl of step rows, as "
+        "`optax_meta.writers.jsonl` writes it.",
     )
     report.set_defaults(run=_report)
     report.add_argument("folder", metavar="DIR", help="where the files are")
@@ -263,9 +264,18 @@ class _progress:  # noqa: N801 - reads as a function where it is used
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        text = TextColumn("{task.description}", markup=False)
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (text, BarColumn(), MofNCompleteColumn(), *times)
         quiet = Console(stderr=True)
         self.bar = Progress(*columns, console=quiet, transient=True, disable=not quiet.is_terminal)
         self.task = self.bar.add_task("loading", total=None)

@@ -112,7 +112,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interval(NamedTuple):
-    """A mean and the half-width of its 95 % interval (Student's t over seeds)."""
+    """A mean and the half-width of its 95 % interval (Student's t over seeds).
+
+    Attributes:
+        mean: over the seeds.
+        half_width: of the interval, in the same unit.
+    """
 
     mean: float
     half_width: float
@@ -248,7 +253,13 @@ def summarize(comparison: Comparison) -> list[Summary]:
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Return the mean of float[S], S ≥ 2, with its 95 % interval, mean ± t·s/√S.
+    """Return a mean over seeds with its 95 % interval, mean ± t·s/√S.
+
+    Args:
+        values: one a seed, float[S], S ≥ 2.
+
+    Returns:
+        An `Interval`.
 
     Example:
         >>> optax_meta.evaluation.interval(np.array([1.0, 3.0])).mean
@@ -275,10 +286,13 @@ def _run_all(
     for name, method in methods.items():
         lowered = jax.jit(partial(train, method)).lower
         runners[name] = tick(f"compiling {name}", lambda lowered=lowered: lowered(seed0).compile())
+    latest = ""
     for seed in range(seeds):
         for name, runner in runners.items():
-            label = f"seed {seed + 1}/{seeds}, {name or 'no controller'}"
-            outcomes[name].append(tick(label, partial(_timed, runner, jnp.uint32(seed))))
+            label = f"seed {seed + 1}/{seeds}, {name or 'no controller'}{latest}"
+            outcome = tick(label, partial(_timed, runner, jnp.uint32(seed)))
+            outcomes[name].append(outcome)
+            latest = f" · {_told(name, *outcome)}"
 
 
 def _comparison(
@@ -343,6 +357,13 @@ def _timed(runner: Callable[..., Any], seed: jax.Array) -> tuple[Any, float]:
     start = time.perf_counter()
     outcome = jax.block_until_ready(runner(seed))
     return outcome, time.perf_counter() - start
+
+
+def _told(name: str, run: Any, seconds: float) -> str:
+    """Return what a run came to, for those who wait."""
+    _, final, losses, _ = run
+    loss, speed = float(final["loss"]), losses.size / seconds
+    return f"{name or 'no controller'}: loss {loss:.3g}, {speed:,.0f} steps/s"
 
 
 class _Ticker:

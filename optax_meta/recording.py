@@ -1,9 +1,12 @@
 """What the controller did, one row a step, for `lax.scan` to stack."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from optax_meta import policy_gradient
 from optax_meta.base import Hyperparams
@@ -21,6 +24,11 @@ class Decision(NamedTuple):
         reward: earned by the decision *before* this one, float32[]; 0 if there was none.
         probabilities: π(·|observation), float32[num_actions].
         observation: what the policy saw, float32[features].
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.reinforce())(1e-3)
+        >>> print(optax_meta.record(tx.init(jnp.zeros(3))).decision.action)
+        -1
     """
 
     action: jax.Array
@@ -83,16 +91,27 @@ class DecisionState(NamedTuple):
 class Record(NamedTuple):
     """One row of the timeline: the run after one update.
 
+    A step whose loss, cost or gradient norm is not finite is only counted: its row repeats the
+    measurements of the last finite one, all 0 before the first.
+
     Attributes:
         step: updates so far, int32[].
-        value: latest finite loss, float32[]; likewise the next three.
-        cost: latest finite cost, float32[].
-        grad_norm: latest finite gradient norm, float32[].
-        alignment: latest cosine of negative gradient and last move, float32[]; 0 if not measured.
+        value: latest loss, float32[]; 0 where none is passed.
+        cost: latest cost in the user's unit, float32[]; 0 where none is passed.
+        grad_norm: latest global L2 norm of the gradients, float32[].
+        alignment: latest cosine of negative gradient and last move, float32[] in [-1, 1]; 0 where
+            the controller does not ask for it.
         hyperparams: values that this update used, float32[] by name.
         decided: whether the controller decided in this update, bool[].
         num_nonfinite: steps so far whose loss, cost or gradient was not finite, int32[].
         decision: the policy's latest decision; None for a controller without a policy.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.1)
+        >>> x = jnp.zeros(3)
+        >>> row = optax_meta.record(tx.update(x, tx.init(x), x, value=2.0)[1])
+        >>> print(row.step, row.value, row.decided, row.decision)
+        1 2.0 True None
     """
 
     step: jax.Array
@@ -104,6 +123,13 @@ class Record(NamedTuple):
     decided: jax.Array
     num_nonfinite: jax.Array
     decision: Decision | None
+
+
+Row = dict[str, Any]
+"""One step as JSON values, by name."""
+
+COLUMNS = ("seed", "loss", "action_label", *Record._fields, *Decision._fields)
+"""Names in a row; whatever else it holds is a hyperparameter."""
 
 
 def record(opt_state: Any) -> Record:
@@ -149,6 +175,44 @@ def find_decision(controller_state: Any) -> Decision | None:
     return next((leaf.unpack() for leaf in leaves if is_decision(leaf)), None)
 
 
+def flatten(records: Record, labels: Sequence[str] = ()) -> list[Row]:
+    """Return rows as plain dicts of JSON values, as files, trackers and tables take them.
+
+    Args:
+        records: one row, or rows with leading axes [T] or [S, T].
+        labels: names of the actions, `controller.action_labels`.
+
+    Returns:
+        One dict a step, the runs of a batch one after the other: the fields of `Record`, each
+        hyperparameter by its name; for a batch `seed`, its index; where a decision was taken the
+        fields of `Decision` and with `labels` also `action_label`. None stands for nan and inf,
+        which JSON lacks.
+
+    Raises:
+        ValueError: `records` is something else, was made inside `jit`, or has further axes, or
+            `labels` do not fit its actions.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.constant())(0.5)
+        >>> row = optax_meta.record(tx.init(jnp.zeros(2)))
+        >>> optax_meta.recording.flatten(row)[0]["learning_rate"]
+        0.5
+    """
+    records = _fetch(records)
+    batch = np.shape(records.step)
+    if len(batch) > 2:
+        raise ValueError(f"`records` may have leading axes [T] or [S, T], got {list(batch)}")
+    fields = records._asdict()
+    decision, hyperparams = fields.pop("decision"), fields.pop("hyperparams")
+    seeds = {"seed": np.repeat(np.arange(batch[0]), batch[1])} if len(batch) == 2 else {}
+    columns = {**seeds, **fields, **hyperparams}
+    lists = {name: _lists(np.reshape(column, -1)) for name, column in columns.items()}
+    flat = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    if decision is not None:
+        _add_decisions(flat, decision, len(batch), labels)
+    return flat
+
+
 def _row(state: ControlState) -> Record:
     statistics = Statistics.unpack(state.statistics)
     value, cost, grad_norm, alignment, *_ = jnp.moveaxis(statistics.last, -1, 0)
@@ -163,3 +227,40 @@ def _row(state: ControlState) -> Record:
         num_nonfinite=statistics.total_nonfinite[..., 0].astype(jnp.int32),
         decision=find_decision(state.controller_state),
     )
+
+
+def _fetch(records: Any) -> Record:
+    """Bring rows from the device, all at once."""
+    if not isinstance(records, Record):
+        raise ValueError(
+            "`rows` must be what `optax_meta.record(opt_state)` returns, one or stacked by "
+            f"`lax.scan`; got {type(records).__name__}"
+        )
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(records)):
+        raise ValueError("rows cannot be written inside `jit`: return them from it, then write")
+    return jax.device_get(records)
+
+
+def _lists(x: np.ndarray) -> list[Any]:
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        return np.where(np.isfinite(x), x, np.array(None)).tolist()
+    return x.tolist()
+
+
+def _add_decisions(flat: list[Row], decision: Any, num_axes: int, labels: Sequence[str]) -> None:
+    """Add the decision's details to the rows that took one."""
+    num_actions = decision.probabilities.shape[-1]
+    if labels and len(labels) != num_actions:
+        raise ValueError(
+            f"`labels` must name the {num_actions} actions of the policy, "
+            f"`controller.action_labels`, got {len(labels)}"
+        )
+    taken = [i for i, row in enumerate(flat) if row["decided"]]
+    details = {
+        name: _lists(np.reshape(value, (-1, *np.shape(value)[num_axes:]))[taken])
+        for name, value in decision._asdict().items()
+    }
+    for i, values in zip(taken, zip(*details.values(), strict=True), strict=True):
+        flat[i] |= dict(zip(details, values, strict=True))
+        if labels:
+            flat[i]["action_label"] = labels[flat[i]["action"]]

@@ -14,7 +14,7 @@ FLOORS = [
     {"metrics", "policy_gradient", "train_state"},
     {"base"},
     {"observations", "actions", "rewards", "transform", "tasks", "guides", "families"},
-    {"policies", "recording"},
+    {"policies", "recording", "writers"},
     {"controllers", "checkpoints"},
     {"episodes"},
     {"evaluation", "meta", "protocol"},
@@ -60,7 +60,15 @@ def test_no_import_cycle_among_modules():
 
 
 def test_importing_needs_no_extra():
-    heavy = ("matplotlib", "sklearn", "jinja2", "optax_meta.reports", "optax_meta.cli")
+    heavy = (
+        "matplotlib",
+        "sklearn",
+        "jinja2",
+        "pandas",
+        "tensorboardX",
+        "optax_meta.reports",
+        "optax_meta.cli",
+    )
     code = (
         "import optax_meta, sys\n"
         "[getattr(optax_meta, name) for name in dir(optax_meta)]\n"

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from optax_meta import writers
 from optax_meta.evaluation import Comparison, Interval, MethodResult, summarize
-from optax_meta.recording import Decision, Record
-
-_ROW = ("seed", "step", "loss", "grad_norm", "decided", "num_nonfinite", "action_label")
+from optax_meta.recording import COLUMNS, Decision, Record, Row, flatten
 
 
 def results(comparison: Comparison) -> dict[str, Any]:
@@ -61,44 +60,11 @@ def _lists(values: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
     }
 
 
-def step_rows(result: MethodResult) -> Iterator[dict[str, Any]]:
-    """One row a step; the decision's details where one was taken."""
-    records = result.records
-    decision = None if records.decision is None else records.decision._asdict()
-    for seed, losses in enumerate(result.losses):
-        for t, loss in enumerate(losses):
-            at = (seed, t)
-            row: dict[str, Any] = {
-                "seed": seed,
-                "step": int(records.step[at]),
-                "loss": float(loss) if np.isfinite(loss) else None,
-                "grad_norm": float(records.grad_norm[at]),
-                **{name: float(x[at]) for name, x in records.hyperparams.items()},
-                "decided": bool(records.decided[at]),
-                "num_nonfinite": int(records.num_nonfinite[at]),
-            }
-            if decision is not None and row["decided"]:
-                row |= {name: np.asarray(x[at]).tolist() for name, x in decision.items()}
-                row["action_label"] = result.action_labels[row["action"]]
-            yield row
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; the last line of one that is being written may be cut off."""
-    rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"line {number} of `{path}` is not JSON") from error
-        if row is not None:
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"`{path}` holds no complete row yet")
-    return rows
+def step_rows(result: MethodResult) -> Iterator[Row]:
+    """One row a step, with the loss of its batch; None where that is not finite."""
+    flat = flatten(result.records, result.action_labels)
+    for row, loss in zip(flat, result.losses.flat, strict=True):
+        yield {**row, "loss": float(loss) if np.isfinite(loss) else None}
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -107,7 +73,7 @@ def read_comparison(folder: Path) -> Comparison:
         held = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         runs = held.pop("runs")
         methods = {
-            name: method_result(read_rows(folder / "records" / f"{name}.jsonl"), run)
+            name: method_result(writers.read_rows(folder / "records" / f"{name}.jsonl"), run)
             for name, run in runs.items()
         }
         held.pop("ranking")
@@ -119,37 +85,46 @@ def read_comparison(folder: Path) -> Comparison:
         ) from error
 
 
-def method_result(rows: list[dict[str, Any]], run: Mapping[str, Any]) -> MethodResult:
-    """Stack rows as [seeds, steps]; nan where a run is shorter than the longest."""
-    if not {"seed", "step", "loss", "decided"} <= rows[0].keys():
-        raise ValueError("a row of steps needs at least seed, step, loss and decided")
+def method_result(rows: list[Row], run: Mapping[str, Any]) -> MethodResult:
+    """Stack rows as [seeds, steps]; nan where a run is shorter than the longest.
+
+    A run may leave out steps: until its next row, and before its first, the nearest one holds.
+    """
+    rows = [{"seed": 0, **row} for row in rows]
+    if not {"step", "decided"} <= rows[0].keys() or not {"value", "loss"} & rows[0].keys():
+        raise ValueError("a row of steps needs at least step, decided, and value or loss")
+    rows = [row for row in rows if row["step"] >= 1]
+    if not rows:
+        raise ValueError("no row has a step of 1 or more")
     seeds = {seed: i for i, seed in enumerate(dict.fromkeys(row["seed"] for row in rows))}
     shape = (len(seeds), max(row["step"] for row in rows))
+    at = tuple(np.array([(seeds[row["seed"]], row["step"] - 1) for row in rows]).T)
+    held = _held(at, shape)
 
     def stack(name: str) -> np.ndarray:
         values = np.full(shape, np.nan)
-        for row in rows:
-            value = row.get(name)
-            values[seeds[row["seed"]], row["step"] - 1] = np.nan if value is None else value
-        return values
+        values[at] = [np.nan if row.get(name) is None else row[name] for row in rows]
+        return np.where(held < 0, np.nan, np.take_along_axis(values, held, axis=1))
 
-    names = [n for n in rows[0] if n not in (*_ROW, *Decision._fields)]
-    zeros = np.zeros(shape)
+    names = [name for name in rows[0] if name not in COLUMNS]
+    decided = np.zeros(shape, bool)
+    decided[at] = [row["decided"] for row in rows]
+    losses = stack("loss" if "loss" in rows[0] else "value")
     fields: dict[str, Any] = {
         "step": np.broadcast_to(np.arange(1, shape[1] + 1), shape),
-        "value": stack("loss"),
-        "cost": zeros,
+        "value": stack("value"),
+        "cost": stack("cost"),
         "grad_norm": stack("grad_norm"),
-        "alignment": zeros,
+        "alignment": stack("alignment"),
         "hyperparams": {name: stack(name) for name in names},
-        "decided": np.nan_to_num(stack("decided")).astype(bool),
+        "decided": decided,
         "num_nonfinite": np.nan_to_num(stack("num_nonfinite")).astype(int),
-        "decision": _stack_decisions(rows, seeds, shape),
+        "decision": _stack_decisions(rows, at, shape),
     }
     return MethodResult(
         initial=_arrays(run.get("initial", {})),
         final=_arrays(run.get("final", {})),
-        losses=stack("loss"),
+        losses=losses,
         records=Record(**fields),
         seconds=np.array(run.get("seconds", [])),
         action_labels=tuple(run.get("action_labels", _labels(rows))),
@@ -157,22 +132,33 @@ def method_result(rows: list[dict[str, Any]], run: Mapping[str, Any]) -> MethodR
     )
 
 
+def _held(at: tuple[np.ndarray, ...], shape: tuple[int, int]) -> np.ndarray:
+    """Return for each step which one has its row, int[seeds, steps]; -1 after a run's last."""
+    steps = np.arange(shape[1])
+    is_there = np.zeros(shape, bool)
+    is_there[at] = True
+    latest = np.maximum.accumulate(np.where(is_there, steps, -1), axis=1)
+    first, last = is_there.argmax(axis=1)[:, None], latest[:, -1:]
+    return np.where(steps > last, -1, np.where(latest < 0, first, latest))
+
+
 def _stack_decisions(
-    rows: list[dict[str, Any]], seeds: Mapping[int, int], shape: tuple[int, int]
-) -> Any:
-    taken = [row for row in rows if "action" in row]
+    rows: list[Row], at: tuple[np.ndarray, ...], shape: tuple[int, int]
+) -> Decision | None:
+    taken = [i for i, row in enumerate(rows) if "action" in row]
     if not taken:
         return None
+    there = tuple(indices[taken] for indices in at)
     fields = {}
     for name in Decision._fields:
-        example = np.asarray(taken[0][name])
-        fields[name] = np.zeros((*shape, *example.shape), example.dtype)
-        for row in taken:
-            fields[name][seeds[row["seed"]], row["step"] - 1] = row[name]
+        dtype = np.int64 if name == "action" else np.float64
+        values = np.array([rows[i][name] for i in taken], dtype)
+        fields[name] = np.zeros((*shape, *values.shape[1:]), dtype)
+        fields[name][there] = values
     return Decision(**fields)
 
 
-def _labels(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+def _labels(rows: list[Row]) -> tuple[str, ...]:
     """Return the names of the actions that were taken; the others go by their number."""
     taken = {row["action"]: row["action_label"] for row in rows if "action_label" in row}
     count = max((len(row["probabilities"]) for row in rows if "probabilities" in row), default=0)
