@@ -25,6 +25,10 @@ class Move(NamedTuple):
         kind: "scale", "add" or "log".
         amounts: factors for "scale", increments for "add", natural-log steps for "log".
         bounds: smallest and largest value allowed.
+
+    Example:
+        >>> optax_meta.actions.scale("learning_rate", (0.5, 1.0)).amounts
+        (0.5, 1.0)
     """
 
     hyperparam: str
@@ -40,6 +44,10 @@ class ActionSpace(NamedTuple):
         moves: one for each hyperparameter steered.
         factored: whether the policy has one head for each move, chosen independently (Σ choices
             logits), in place of one logit for each combination (Π choices logits).
+
+    Example:
+        >>> optax_meta.actions.classic().hyperparams
+        ('learning_rate', 'weight_decay')
     """
 
     moves: tuple[Move, ...]
@@ -138,6 +146,15 @@ def log_step(hyperparam: str, steps: Sequence[float], *, bounds: Bounds = (1e-8,
 def joint(*moves: Move) -> ActionSpace:
     """Span the Cartesian product of `moves`: one logit for each combination.
 
+    Args:
+        *moves: one for each hyperparameter.
+
+    Returns:
+        An `ActionSpace`.
+
+    Raises:
+        ValueError: no move, or two of one hyperparameter.
+
     Example:
         >>> space = optax_meta.actions.joint(optax_meta.actions.scale("learning_rate"))
         >>> space.num_actions, space.num_logits
@@ -148,6 +165,15 @@ def joint(*moves: Move) -> ActionSpace:
 
 def factored(*moves: Move) -> ActionSpace:
     """Span the same product with one independent head for each move: fewer logits.
+
+    Args:
+        *moves: as for `joint`.
+
+    Returns:
+        An `ActionSpace`.
+
+    Raises:
+        ValueError: as `joint`.
 
     Example:
         >>> lr, eps = (optax_meta.actions.scale(name) for name in ("learning_rate", "eps"))
@@ -162,6 +188,16 @@ def learning_rate(
     factors: Sequence[float] = (0.5, 1.0, 2.0), *, bounds: Bounds = (1e-8, 10.0)
 ) -> ActionSpace:
     """Steer the learning rate alone, which every optimizer has.
+
+    Args:
+        factors: each > 0 and finite; 1 holds.
+        bounds: smallest and largest learning rate.
+
+    Returns:
+        An `ActionSpace`.
+
+    Raises:
+        ValueError: as `scale`.
 
     Example:
         >>> space = optax_meta.actions.learning_rate()
@@ -257,6 +293,12 @@ def log_probs(space: ActionSpace, logits: jax.Array) -> jax.Array:
 def hold(space: ActionSpace) -> int | None:
     """Return the action that changes nothing, None where the space has none.
 
+    Args:
+        space: the action space.
+
+    Returns:
+        An index in [0, num_actions), or None.
+
     Example:
         >>> optax_meta.actions.hold(optax_meta.actions.classic())
         4
@@ -305,6 +347,12 @@ def hold_logits(space: ActionSpace, probability: float) -> np.ndarray:
 def labels(space: ActionSpace) -> tuple[str, ...]:
     """Return a short name for each action, for tables and legends.
 
+    Args:
+        space: the action space.
+
+    Returns:
+        As many names as there are actions, in their order.
+
     Example:
         >>> optax_meta.actions.labels(optax_meta.actions.learning_rate())
         ('learning_rate ×0.5', 'hold', 'learning_rate ×2')
@@ -351,7 +399,18 @@ def _move(hyperparam: str, kind: str, amounts: Sequence[float], bounds: Bounds) 
 
 
 def check_bounds(bounds: Bounds) -> Bounds:
-    """Return `bounds` as two floats; raise `ValueError` where they are crossed or nan."""
+    """Return `bounds` as two floats.
+
+    Args:
+        bounds: smallest and largest value allowed.
+
+    Raises:
+        ValueError: they are crossed, equal or nan.
+
+    Example:
+        >>> optax_meta.actions.check_bounds((0, 1))
+        (0.0, 1.0)
+    """
     low, high = map(float, bounds)
     if not low < high:
         raise ValueError(f"`bounds` must be (low, high) with low < high, got {tuple(bounds)}")

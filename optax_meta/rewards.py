@@ -13,10 +13,21 @@ from optax_meta.metrics import Metrics
 
 
 class Reward(Protocol):
-    """What the policy earns for its last action."""
+    """What the policy earns for its last action.
+
+    Example:
+        >>> def lower_gradients(before, after):
+        ...     return jnp.clip(before.grad_norm - after.grad_norm, -1.0, 1.0)
+        >>> controller = optax_meta.reinforce(reward=lower_gradients)
+    """
 
     def __call__(self, before: Metrics, after: Metrics) -> jax.Array:
-        """Return a finite float32[]."""
+        """Return a finite float32[].
+
+        Args:
+            before: the run up to the decision before this one.
+            after: the run since.
+        """
         ...
 
 

@@ -104,6 +104,12 @@ class MLP(nn.Module):
 
     Attributes:
         sizes: widths, the last one without ReLU.
+
+    Example:
+        >>> model = optax_meta.tasks.MLP((8, 3))
+        >>> x = jnp.ones((2, 4))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (2, 3)
     """
 
     sizes: tuple[int, ...]
@@ -123,6 +129,11 @@ class ConvNet(nn.Module):
     Attributes:
         num_classes: outputs.
         channels: of either convolution.
+
+    Example:
+        >>> model, x = optax_meta.tasks.ConvNet(num_classes=3, channels=2), jnp.ones((2, 4, 4))
+        >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x)[0]).shape
+        (2, 3)
     """
 
     num_classes: int

@@ -33,6 +33,70 @@ def test_plateau_decides_as_pytorch(options):
     assert len(cases) == 8
 
 
+NOISY = np.exp(-np.arange(60) / 15) + 0.1 * np.random.default_rng(0).random(60)
+SEQUENCES = np.float32([NOISY, np.ones(60), 1.0 + 0.01 * np.arange(60)])
+
+
+def all_rates(controller):
+    """Return the rates on each of the sequences."""
+    tx = control_hyperparams(optax.sgd, controller)(0.1)
+    rows = jax.vmap(lambda sequence: run_values(tx, sequence)[0])(SEQUENCES)
+    return rows.hyperparams["learning_rate"]
+
+
+def keras_rates(values, *, patience, cooldown, min_delta, min_lr, mode):
+    """Keras 3's rule, whose count of patience and cooldown is one shorter than PyTorch's."""
+    sign = 1.0 if mode == "min" else -1.0
+    rate, best, wait, cooling, taken = 0.1, np.inf, 0, 0, []
+    for value in sign * values:
+        wait, cooling = (0, cooling - 1) if cooling else (wait, 0)
+        if value < best - min_delta:
+            best, wait = value, 0
+        elif not cooling:
+            wait += 1
+            if wait >= patience and rate > min_lr:
+                rate, wait, cooling = max(0.5 * rate, min_lr), 0, cooldown
+        taken.append(rate)
+    return taken
+
+
+@pytest.mark.parametrize(("mode", "cooldown"), [("min", 0), ("min", 1), ("min", 3), ("max", 3)])
+def test_plateau_decides_as_keras_with_the_arguments_that_the_readme_gives(mode, cooldown):
+    controller = optax_meta.plateau(
+        factor=0.5,
+        patience=3 - 1,
+        cooldown=max(cooldown - 1, 0),
+        threshold=0.01,
+        threshold_mode="abs",
+        min_value=1e-3,
+        eps=0.0,
+        mode=mode,
+    )
+    theirs = {"patience": 3, "cooldown": cooldown, "min_delta": 0.01, "min_lr": 1e-3, "mode": mode}
+    expected = [keras_rates(values, **theirs) for values in SEQUENCES]
+    np.testing.assert_allclose(all_rates(controller), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"rtol": 0.01, "cooldown": 3}, {"threshold": 0.01, "cooldown": 3}),
+        ({"rtol": 0.0, "atol": 0.01}, {"threshold": 0.01, "threshold_mode": "abs"}),
+    ],
+    ids=["rtol", "atol"],
+)
+def test_plateau_decides_as_optax_with_the_arguments_that_the_readme_gives(theirs, ours):
+    controller = optax_meta.plateau(factor=0.5, patience=3 - 1, min_value=1e-3, eps=0.0, **ours)
+    tx = optax.contrib.reduce_on_plateau(factor=0.5, patience=3, min_scale=0.01, **theirs)
+
+    def scales(values):
+        start = tx.init(jnp.array(1.0))
+        step = lambda state, value: tx.update(jnp.array(0.1), state, value=value)[::-1]  # noqa: E731
+        return jax.lax.scan(step, start, values)[1]
+
+    np.testing.assert_allclose(all_rates(controller), jax.vmap(scales)(SEQUENCES), rtol=1e-5)
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
 def test_plateau_fires_on_a_constant_loss_of_any_sign(value):
     got = rates(optax_meta.plateau(factor=0.5, patience=2), [value] * 5)

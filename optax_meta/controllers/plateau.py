@@ -37,8 +37,10 @@ def plateau(
     """Multiply the learning rate by `factor` when the loss has stopped improving.
 
     Decides as PyTorch's `ReduceLROnPlateau` with the same arguments, sequence for sequence, with
-    two differences: negative losses are compared correctly (PyTorch's relative threshold moves the
-    wrong way below zero and so never fires), and an infinite value never counts as improvement.
+    two differences: negative losses are compared correctly (below zero PyTorch's relative threshold
+    moves the wrong way, so that a loss that stands still counts as improving), and an infinite
+    value never counts as improvement. Counts one more decision than `optax.contrib`'s
+    `reduce_on_plateau` and Keras before it reduces: their `patience` less one is the same.
 
     Args:
         factor: what to multiply by, in (0, 1).
