@@ -168,7 +168,7 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 def geometric_mean(cells: list[dict[str, Any]], method: str) -> float:
     """Return the geometric mean of a method's ratios."""
-    scored = [c for c in cells if np.all(np.isfinite(c["oracle"]["losses"]))]
+    scored = protocol.comparable(cells)
     found = [protocol.ratios(c, method)[0] for c in scored if method in c["losses"]]
     return float(np.exp(np.mean(np.log(found))))
 

@@ -443,7 +443,7 @@ def _scored(
 ) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
     """Return the cells that have a yardstick, and labels by method."""
     labels = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
-    kept = [cell for cell in cells if np.all(np.isfinite(cell["oracle"]["losses"]))]
+    kept = protocol.comparable(cells)
     if not kept:
         raise ValueError(f"none of {len(cells)} cells has an oracle that is finite on all seeds")
     known = dict.fromkeys(name for cell in kept for name in cell["losses"])

@@ -248,10 +248,24 @@ def score(cells: Sequence[Mapping[str, Any]], *, rates: Sequence[int] | None = N
         >>> [row.method for row in optax_meta.protocol.score([cell])]
         ['other', 'mine']
     """
-    cells = [cell for cell in cells if np.all(np.isfinite(cell["oracle"]["losses"]))]
+    cells = comparable(cells)
     methods = dict.fromkeys(name for cell in cells for name in cell["losses"])
     rows = [_score(name, cells, rates) for name in methods]
     return sorted(rows, key=lambda row: row.geometric_mean)
+
+
+def comparable(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the cells whose oracle is finite on all seeds: the others have no yardstick.
+
+    Args:
+        cells: from `judge`.
+
+    Example:
+        >>> cells = [{"oracle": {"losses": [1.0, np.inf]}}, {"oracle": {"losses": [1.0, 2.0]}}]
+        >>> len(optax_meta.protocol.comparable(cells))
+        1
+    """
+    return [cell for cell in cells if np.all(np.isfinite(cell["oracle"]["losses"]))]
 
 
 def ratios(cell: Mapping[str, Any], method: str) -> tuple[np.ndarray, np.ndarray]:
