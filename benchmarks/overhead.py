@@ -1,8 +1,9 @@
 """What does a controller cost, beside plain AdamW and Optax's own adaptive methods?
 
-XLA bytes accessed per parameter and step, state leaves, extra state bytes, compile time, and the
-time of a step at 1e3, 1e5 and 1e7 parameters as ratio to plain AdamW, median of interleaved
-repeats in this process. Writes `overhead.json` beside this script and prints the table.
+XLA bytes accessed per parameter and step, state leaves, extra state bytes, compile time, and two
+times as ratio to plain AdamW, median of interleaved repeats in this process: of the optimizer's
+update alone at 1e3, 1e5 and 1e7 parameters, and of a whole training step (loss, gradient, update)
+of MLPs of about these sizes. Writes `overhead.json` beside this script and prints the table.
 
     python benchmarks/overhead.py            # all sizes, about 6 minutes
     python benchmarks/overhead.py --quick    # without 1e7
@@ -29,6 +30,7 @@ from optax_meta.evaluation import library_versions
 Transformation = optax.GradientTransformation
 HERE = Path(__file__).parent
 RATE, DECAY = 1e-3, 1e-4
+WIDTHS = (24, 240, 2240)
 
 
 def controlled(controller: optax_meta.Controller) -> Callable[[], Transformation]:
@@ -105,19 +107,51 @@ def step_times(size: int, repeats: int) -> dict[str, list[float]]:
         update = jax.jit(make_update(tx), donate_argnums=(0, 1))
         # Copies: some peers keep the parameters themselves in their state, which donation deletes.
         runs[name] = (update, jax.tree.map(jnp.copy, (params, tx.init(params))))
-    block = max(3, min(200, 10**6 // size))
+    return interleaved(runs, (grads, value), max(3, min(200, 10**6 // size)), repeats)
+
+
+def interleaved(
+    runs: dict[str, Any], inputs: tuple[jax.Array, ...], block: int, repeats: int
+) -> dict[str, list[float]]:
+    """Time blocks of (params, state, *inputs) → (params, state), methods alternating."""
+    runs = dict(runs)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(-1, repeats):
         for name, (update, carry) in runs.items():
             params, state = carry
             start = time.perf_counter()
             for _ in range(block):
-                params, state = update(params, state, grads, value)
+                params, state = update(params, state, *inputs)
             jax.block_until_ready((params, state))
             runs[name] = (update, (params, state))
             if repeat >= 0:  # the first block compiles
                 times[name].append((time.perf_counter() - start) / block)
     return times
+
+
+def training_step_times(width: int, repeats: int) -> tuple[int, dict[str, list[float]]]:
+    """Time blocks of whole training steps of an MLP; return its size and seconds a step."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = ((width, width), (width, width), (width, 1))
+    params = [0.3 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=False)]
+    x, size = jax.random.normal(keys[3], (32, width)), sum(p.size for p in params)
+
+    def loss(params: list[jax.Array], x: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(jnp.tanh(x @ params[0]) @ params[1])
+        return jnp.mean(jnp.square(hidden @ params[2] - x[:, :1]))
+
+    runs = {}
+    for name, make in METHODS.items():
+        tx = make()
+        update = make_update(tx)
+
+        def step(params: Any, state: Any, x: jax.Array, update: Any = update) -> Any:
+            value, grads = jax.value_and_grad(loss)(params, x)
+            return update(params, state, grads, value)
+
+        carry = jax.tree.map(jnp.copy, (params, tx.init(params)))
+        runs[name] = (jax.jit(step, donate_argnums=(0, 1)), carry)
+    return size, interleaved(runs, (x,), max(3, min(200, 10**6 // size)), repeats)
 
 
 class Transformer(nn.Module):
@@ -195,6 +229,11 @@ def measure(sizes: tuple[int, ...]) -> dict[str, Any]:
             ratios = np.divide(times[name], times["adamw"])
             rows[name][f"step_ratio_{size:.0e}"] = float(np.median(ratios))
             rows[name][f"step_microseconds_{size:.0e}"] = 1e6 * float(np.median(times[name]))
+    for width in WIDTHS[: len(sizes)]:
+        size, times = training_step_times(width, repeats=15 if width > 1000 else 40)
+        for name in METHODS:
+            ratio = float(np.median(np.divide(times[name], times["adamw"])))
+            rows[name][f"training_ratio_{size:.0e}"] = ratio
     return {"versions": library_versions(), "import_seconds": import_seconds(), "rows": rows}
 
 

@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -128,13 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace) -> int:
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib as mpl  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "`optax-meta report` needs the extra `report`: pip install 'optax-meta[report]'"
-        ) from error
+    _require("report", "report", "matplotlib", "jinja2")
     from optax_meta import reports
 
     print(f"Report: {reports.rebuild_report(options.folder, options.out)}")  # noqa: T201
@@ -142,8 +137,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    console = _console()
+    _require("compare", "report", "rich", "sklearn", "scipy", "matplotlib", "jinja2")
+    from rich.console import Console
+
     from optax_meta import evaluation, reports
+
+    console = Console()
 
     folder = reports.check_folder(options.out)
     interrupted = False
@@ -186,6 +185,7 @@ def _say(text: str) -> None:
 def _meta_train(options: argparse.Namespace) -> int:
     import os
 
+    _require("meta-train", "meta", "rich", "sklearn", "orbax")
     # Read by XLA when the first device is asked for.
     count = f"--xla_force_host_platform_device_count={options.devices}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
@@ -193,13 +193,9 @@ def _meta_train(options: argparse.Namespace) -> int:
 
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
-    try:
-        from optax_meta import checkpoints
-        from optax_meta.meta import runs
-    except ImportError as error:
-        raise ImportError(
-            "`optax-meta meta-train` needs the extra `meta`: pip install 'optax-meta[meta]'"
-        ) from error
+    from optax_meta import checkpoints
+    from optax_meta.meta import runs
+
     mesh = jax.make_mesh((jax.device_count(),), ("tasks",), (jax.sharding.AxisType.Auto,))
     if options.groups % mesh.size:
         raise ValueError(f"`--groups` must be a multiple of the {mesh.size} devices")
@@ -249,14 +245,13 @@ def _write_page(folder: Path) -> None:
         _say(f"no report: {error}")
 
 
-def _console() -> Any:
-    try:
-        from rich.console import Console
-    except ImportError as error:
+def _require(command: str, extra: str, *modules: str) -> None:
+    """Refuse at once where a package of an extra is missing."""
+    if missing := [module for module in modules if find_spec(module) is None]:
         raise ImportError(
-            "`optax-meta compare` needs the extra `report`: pip install 'optax-meta[report]'"
-        ) from error
-    return Console()
+            f"`optax-meta {command}` needs the extra `{extra}` ({missing[0]} is missing): "
+            f"pip install 'optax-meta[{extra}]'"
+        )
 
 
 class _progress:  # noqa: N801 - reads as a function where it is used

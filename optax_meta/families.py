@@ -26,6 +26,11 @@ class Scales(NamedTuple):
         loss: the loss is multiplied by it, 1e-2 … 1e2.
         params: parameters are stored divided by it, 1e-3 … 1e3; 1 for half of the tasks.
         init: initial parameters are multiplied by it, 0.4 … 2.5.
+
+    Example:
+        >>> family = optax_meta.families.quadratics(dim=4)
+        >>> family.sample(jax.random.key(0))["scales"].loss.shape
+        ()
     """
 
     loss: jax.Array
@@ -73,8 +78,10 @@ def networks(
         return jax.random.t(key, 3.0, shape) if heavy_tailed else jax.random.normal(key, shape)
 
     def sample(key: jax.Array) -> dict[str, Any]:
-        keys = jax.random.split(key, 8)
+        keys = jax.random.split(key, 9)
         decay = jax.random.uniform(keys[0], maxval=1.5)
+        # Half of the tasks have inputs that nobody has centred.
+        is_shifted, shift_key = jax.random.bernoulli(keys[8]), jax.random.fold_in(keys[8], 1)
         spectrum = jnp.arange(1.0, inputs + 1.0) ** -decay
         sharpness = 10.0 ** jax.random.uniform(keys[1], minval=0.0, maxval=1.0)
         return {
@@ -83,7 +90,8 @@ def networks(
             "head": sharpness * jax.random.normal(keys[3], (16, outputs)) / 4.0,
             "noise": jax.random.uniform(keys[4], maxval=0.5),
             "target_scale": 10.0 ** jax.random.uniform(keys[6], minval=-0.5, maxval=1.0),
-            "target_shift": jax.random.normal(keys[7], (outputs,)),
+            "target_shift": _wide(keys[7]) * jax.random.normal(keys[7], (outputs,)),
+            "input_shift": is_shifted * _wide(shift_key) * jax.random.normal(shift_key, (inputs,)),
             "rows": 2.0 ** -jax.random.uniform(keys[6], maxval=3.0),
             "scales": _scales(keys[5]),
             "evaluation": jax.random.bits(keys[5]),
@@ -94,6 +102,7 @@ def networks(
             x_key, y_key = jax.random.split(key)
             x = drawn["spectrum"][None] * noise(x_key, (count, inputs))
             target = jnp.tanh(x @ drawn["hidden"]) @ drawn["head"]
+            x = x + drawn["input_shift"][None]
             if classify:
                 return x, jax.random.categorical(y_key, target / (0.1 + drawn["noise"]))
             target += drawn["noise"] * noise(y_key, target.shape)
@@ -369,6 +378,10 @@ OVERFITTED: dict[str, Callable[[], TaskFamily]] = {
     "few-wide": partial(networks, sizes=(24, 96, 1), classify=False, rows=256, name="few-wide"),
 }
 """Families of few noisy rows, judged on fresh ones, that `adamw-lr-wd-v1` was trained on."""
+
+
+def _wide(key: jax.Array) -> jax.Array:
+    return 10.0 ** jax.random.uniform(jax.random.fold_in(key, 0), minval=-0.5, maxval=0.6)
 
 
 def _scales(key: jax.Array) -> Scales:

@@ -33,6 +33,13 @@ class Metrics(NamedTuple):
         num_nonfinite: how many of these steps were not finite, float32[].
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
+
+    Example:
+        >>> def halve_where_it_rises(metrics, last_value, hyperparams):
+        ...     rises = metrics.value > last_value
+        ...     rate = hyperparams["learning_rate"] * jnp.where(rises, 0.5, 1.0)
+        ...     return {"learning_rate": rate}, metrics.value
+        >>> controller = optax_meta.Controller(lambda hyperparams: jnp.inf, halve_where_it_rises)
     """
 
     value: jax.Array

@@ -21,10 +21,10 @@ def squash(x: jax.Array) -> jax.Array:
     """Return s/(1 + |s|) with s = sign(x)·log(1 + |x|): odd, monotone, in (-1, 1).
 
     Args:
-        x: any float32 array; nan counts as 0.
+        x: float32[…]; nan counts as 0.
 
     Returns:
-        float32 of the same shape.
+        float32[…], of the same shape.
 
     >>> print(np.asarray(squash(jnp.array([0.0, 1.0, -1.0, jnp.inf, jnp.nan]))).round(2))
     [ 0.    0.41 -0.41  0.99  0.  ]
@@ -38,11 +38,11 @@ def squash_log(x: jax.Array, center: jax.typing.ArrayLike) -> jax.Array:
     """Return tanh((log₁₀ x - log₁₀ center)/3): 0 at `center`, ±0.76 three decades away.
 
     Args:
-        x: float32 array, meant to be ≥ 0; anything below 1e-30 counts as 1e-30.
+        x: float32[…], meant to be ≥ 0; anything below 1e-30 counts as 1e-30.
         center: the value that maps to 0, > 0; a number or an array of the same shape.
 
     Returns:
-        float32 of the same shape, in [-1, 1].
+        float32[…], of the same shape, in [-1, 1].
 
     >>> print(np.asarray(squash_log(jnp.array([1e-3, 1.0, 0.0]), 1e-3)).round(2))
     [ 0.    0.76 -1.  ]
@@ -87,6 +87,10 @@ def progress(metrics: Metrics) -> jax.Array:
 
     Returns:
         float32[], in [-1, 1].
+
+    >>> zeros = optax_meta.Metrics(*jnp.zeros(11))
+    >>> print(progress(zeros._replace(step=jnp.array(1000), progress=jnp.array(-1.0))))
+    0.0
     """
     step = metrics.step.astype(jnp.float32)
     share = jnp.where(metrics.progress < 0.0, step / (step + 1000.0), metrics.progress)
@@ -99,6 +103,10 @@ class ClassicState(NamedTuple):
     Attributes:
         history: losses in row 0, gradient norms in row 1, newest first; the first entry of row 2
             is how many are filled; float32[3, H].
+
+    Example:
+        >>> optax_meta.observations.classic(history=10).init().history.shape
+        (3, 10)
     """
 
     history: jax.Array
@@ -154,7 +162,11 @@ class ScaleFreeState(NamedTuple):
     """What the scale-free encoder remembers.
 
     Attributes:
-        memory: entries of `_Memory`, packed, float32[13].
+        memory: entries of `_Memory`, packed, float32[14].
+
+    Example:
+        >>> optax_meta.observations.scale_free().init().memory.shape
+        (14,)
     """
 
     memory: jax.Array
@@ -169,6 +181,7 @@ class _Memory(NamedTuple):
     last_value: jax.Array
     fast_value: jax.Array  # average with decay 0.5
     slow_value: jax.Array  # average with decay 0.9
+    slowest_value: jax.Array  # average with decay 0.97
     change: jax.Array  # average of the loss's change from step to step, decay 0.8
     first_grad_norm: jax.Array
     slow_grad_norm: jax.Array
@@ -183,16 +196,21 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
 
     Adding a constant to the loss or multiplying it, or storing the parameters in other units (with
     the learning rate to match), changes no feature. v is the mean loss since the last decision,
-    v̄ and v̿ its averages over decisions with decays ½ and 0.9, v₀ the first, v₋ the lowest v̄, and
-    δ the average change of the loss from one step to the next: its noise.
+    v̄, v̿ and ṽ its averages over decisions with decays ½, 0.9 and 0.97, v₀ the first, v₋ the lowest
+    v̄, δ the average change of the loss from one step to the next: its noise, and σ the standard
+    error of a difference of two v that follows from δ.
 
     ==================  ===========================================================================
     `progress`          2p - 1, see `progress`
     `has_horizon`       1 where the length of the run is known, else -1
     `early`             2t/(t + 30) - 1 for step t
     `level`             (v̄ - v₋)/(v₀ - v₋ + δ)
-    `drop`              fall of v since the last decision over its standard error from δ
+    `drop`              fall of v since the last decision over σ
     `slow_drop`         (v̿ - v̄)/δ
+    `steady_drop`       (v̿ - v̄)/σ: whether the fall of the last ten decisions is significant
+    `long_drop`         (ṽ - v̿)/σ: likewise of the last thirty
+    `slowing`           how much slower v falls than it did: (ṽ - 2v̿ + v̄)/(|ṽ - v̿| + |v̿ - v̄| + σ)
+    `rise`              (v̄ - v₋)/σ
     `relative_drop`     10(v̿ - v̄)/(v₀ - v₋ + δ)
     `noise`             log of δ/(v₀ - v₋)
     `grad_norm_trend`   log of the gradient norm over its slow average
@@ -218,7 +236,7 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
         weight_decay: whether the controller steers the weight decay too and needs to see it.
 
     Returns:
-        An `Encoder` with 18 features, 20 with `weight_decay`.
+        An `Encoder` with 22 features, 24 with `weight_decay`.
 
     Raises:
         ValueError: `reference` is below 1.
@@ -230,7 +248,7 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
 
     Example:
         >>> len(optax_meta.observations.scale_free().features)
-        18
+        22
     """
     if reference < 1:
         raise ValueError(f"`reference` must be at least 1, got {reference}")
@@ -241,6 +259,10 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
         "level",
         "drop",
         "slow_drop",
+        "steady_drop",
+        "long_drop",
+        "slowing",
+        "rise",
         "relative_drop",
         "noise",
         "grad_norm_trend",
@@ -318,6 +340,7 @@ def _scale_free_update(
         last_value=value,
         fast_value=fast,
         slow_value=average(0.9, old.slow_value, value),
+        slowest_value=average(0.97, old.slowest_value, value),
         change=average(0.8, old.change, _finite(metrics.value_change)),
         first_grad_norm=jnp.where(is_first, grad_norm, old.first_grad_norm),
         slow_grad_norm=average(0.9, old.slow_grad_norm, grad_norm),
@@ -331,8 +354,10 @@ def _scale_free_update(
     last_value = jnp.where(is_first, value, old.last_value)
     last_log_rate = jnp.where(is_first, log_rate, old.last_log_rate)
     fall, slow_fall = last_value - value, new.slow_value - new.fast_value
+    long_fall, rise = new.slowest_value - new.slow_value, new.fast_value - new.lowest_value
     span = new.first_value - new.lowest_value + new.change
     steps = jnp.maximum(metrics.num_steps, 1.0)
+    error = new.change * jnp.sqrt(2.0 / steps)
     step = metrics.step.astype(jnp.float32)
     predicted = grad_norm * _finite(metrics.update_norm) * steps
     share = metrics.num_nonfinite / steps
@@ -341,9 +366,13 @@ def _scale_free_update(
             progress(metrics),
             jnp.where(metrics.progress < 0.0, -1.0, 1.0),
             2.0 * step / (step + 30.0) - 1.0,
-            _over(new.fast_value - new.lowest_value, span),
-            squash(_over(fall, new.change * jnp.sqrt(2.0 / steps))),
+            _over(rise, span),
+            squash(_over(fall, error)),
             squash(_over(slow_fall, new.change)),
+            squash(_over(slow_fall, error)),
+            squash(_over(long_fall, error)),
+            _over(long_fall - slow_fall, jnp.abs(long_fall) + jnp.abs(slow_fall) + error),
+            squash(_over(rise, error)),
             squash(_over(10.0 * slow_fall, span)),
             jnp.tanh(0.5 * (_log(new.change) - _log(span - new.change)) + 1.0),
             jnp.tanh(_log(grad_norm) - _log(new.slow_grad_norm)),

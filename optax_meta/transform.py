@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -30,6 +31,12 @@ class ControlState(NamedTuple):
             that asks for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.5)
+        >>> state = tx.init(jnp.zeros(2))
+        >>> print(state.step, state.hyperparams["learning_rate"])
+        0 0.5
     """
 
     statistics: jax.Array
@@ -105,7 +112,9 @@ def control_hyperparams(
         hint = ": call it" if callable(controller) else ""
         raise ValueError(f"`controller` must be a Controller, got {controller!r}{hint}")
     interval = controller.decision_interval if decision_interval is None else decision_interval
-    is_traced = decision_interval is None and not isinstance(interval, (int, float))
+    is_traced = decision_interval is None and not isinstance(interval, (int, float, np.integer))
+    if isinstance(interval, np.integer):
+        interval = int(interval)
     if not is_traced and interval != math.inf and not (isinstance(interval, int) and interval >= 1):
         raise ValueError(
             f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
@@ -276,7 +285,11 @@ def _split(
 ) -> tuple[dict[str, Any], Callable[..., optax.GradientTransformation]]:
     """Split a call of the factory into starting values and a function of the steered values."""
     signature = inspect.signature(inner_factory)
-    bound = signature.bind(*args, **kwargs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        optimizer = getattr(inner_factory, "__name__", "the optimizer")
+        raise TypeError(f"`{optimizer}`: {error}; it takes {signature}") from None
     bound.apply_defaults()
     rest = {p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD}
     values = dict(bound.arguments)

@@ -1,9 +1,134 @@
-"""The 15-step demonstration; the other examples are run by test_flax.py and test_distributed.py."""
+"""Examples: each short, each run with a tiny budget; those of Flax beside their own tests."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import fifteen_steps
+import jax
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import optax_meta
+
+TESTS = Path(__file__).parent
+FOLDER = TESTS.parent / "examples"
+EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
-def test_fifteen_steps(capsys):
-    fifteen_steps.main(seeds=2)
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_short_and_says_how_to_run_it(name):
+    source = (FOLDER / f"{name}.py").read_text()
+    assert len(source.splitlines()) < 100
+    doc = ast.get_docstring(ast.parse(source))
+    assert re.search(rf"python (examples/)?{name}\.py", doc)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_run_by_a_test(name):
+    tests = "".join(path.read_text() for path in TESTS.glob("test_*.py"))
+    assert re.search(rf'import {name}\b|run\("{name}"|STEPS.*"{name}"', tests)
+
+
+def run(name, arguments, *flags):
+    """Run an example in a process of its own, which compiles fast; return what it printed."""
+    flags = "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true", *flags
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+    code = f"import {name}, json; print(json.dumps({name}.main({arguments})))"
+    command = [sys.executable, "-W", "error", "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run(
+        command, cwd=FOLDER, env=env, text=True, timeout=240, check=False, **pipes
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    *lines, result = done.stdout.splitlines()
+    return lines, json.loads(result)
+
+
+def test_fifteen_steps():
+    lines, _ = run("fifteen_steps", "seeds=2")
+    rows = [line for line in lines if line.startswith("| ")]
     assert len(rows) == 1 + len(fifteen_steps.METHODS)
+
+
+def test_quickstart_learns_from_a_rate_that_is_far_too_small(capsys):
+    import quickstart
+
+    losses = {name: np.mean(run[-20:]) for name, run in quickstart.main(steps=200).items()}
+    assert losses["any-lr-v1"] < 0.6 * losses["constant"]
+    assert capsys.readouterr().out.count("learning rate 1e-05") == 5
+
+
+def test_the_text_transformer_is_judged_on_text_that_it_has_not_seen(capsys, monkeypatch):
+    import text_transformer as example
+
+    monkeypatch.setattr(example, "LAYERS", 1)  # half as long to compile
+    text = example.SOURCES.encode("ascii", "replace")
+    assert bytes([*example.TRAIN, *example.HELD_OUT]) == text
+    assert len(example.TRAIN) > 100_000
+    losses = example.main(steps=10)
+    assert all(0.0 < loss < np.log(128) for loss in losses.values())
+    assert capsys.readouterr().out.count("held-out loss") == len(losses) == 3
+
+
+def test_each_group_of_parameters_has_its_own_rate():
+    import parameter_groups
+
+    losses, hyperparams = parameter_groups.main(steps=100)
+    assert set(hyperparams) == {"embedding/learning_rate", "network/learning_rate"}
+    assert hyperparams["embedding/learning_rate"] > 2e-3  # it started from 1e-3
+    np.testing.assert_allclose(hyperparams["network/learning_rate"], 3e-3)
+    assert np.mean(losses[-10:]) < 0.5 * losses[0]
+
+
+def test_the_bold_driver_does_what_it_says():
+    import custom_controller
+
+    rows = custom_controller.main(steps=300)
+    rates, values = rows.hyperparams["learning_rate"], rows.value
+    decided = np.flatnonzero(rows.decided)
+    np.testing.assert_array_equal(decided, np.arange(0, 300, 5))
+    means = np.array([np.mean(values[i - 4 : i + 1]) for i in decided[1:]])
+    factors = rates[decided[2:]] / rates[decided[1:-1]]
+    np.testing.assert_allclose(factors, np.where(means[1:] < means[:-1], 1.1, 0.5), rtol=1e-4)
+    assert values[-1] < 0.5 * values[0]
+
+
+def test_a_policy_of_ones_own_actions_takes_them(capsys):
+    import custom_action_space as example
+
+    rows = example.main(steps=200)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines
+    rates, b1s = (np.asarray(rows.hyperparams[name]) for name in example.SPACE.hyperparams)
+    moved = 1 + np.flatnonzero((np.diff(rates) != 0.0) | (np.diff(b1s) != 0.0))
+    assert [int(line.split()[1].strip(":")) for line in lines] == [*(moved + 1)]
+    np.testing.assert_allclose(b1s / 0.05, np.round(b1s / 0.05), rtol=1e-4)
+    assert rows.value[-1] < 0.5 * rows.value[0]
+
+
+def test_data_parallel_on_eight_devices():
+    flag = "--xla_force_host_platform_device_count=8"
+    _, (losses, rates) = run("data_parallel", "steps=40", flag)
+    assert len(rates) == 8
+    assert len(set(rates)) == 1
+    assert rates[0] != np.float32(1e-3)  # from which it started
+    assert losses[-1] < losses[0]
+
+
+def test_a_meta_trained_policy_is_saved_and_used(tmp_path):
+    path = tmp_path / "mine.policy"
+    lines, losses = run("meta_train", f"{str(path)!r}, updates=5, steps=30")
+    policy = optax_meta.load_policy(path)
+    fresh = optax_meta.init_policy(
+        jax.random.key(0), encoder=policy.encoder, action_space=policy.action_space
+    )
+    assert not np.array_equal(*(ravel_pytree(p.params)[0] for p in (policy, fresh)))
+    assert "update 5: the log-loss of a run falls by" in lines[0]
+    assert np.all(np.isfinite([losses["constant"], losses["mine"]]))
+    assert losses["mine"] != losses["constant"]

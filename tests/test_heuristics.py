@@ -187,7 +187,7 @@ def test_constant_needs_no_loss():
     [
         (lambda: optax_meta.plateau(factor=1.5), r"`factor` must lie in \(0, 1\), got 1.5"),
         (lambda: optax_meta.plateau(factor=0.0), "`factor`"),
-        (lambda: optax_meta.plateau(patience=0), "`patience` must be at least 1, got 0"),
+        (lambda: optax_meta.plateau(patience=-1), "`patience` must not be negative, got -1"),
         (lambda: optax_meta.plateau(cooldown=-1), "`cooldown` must not be negative"),
         (lambda: optax_meta.plateau(threshold=-1.0), "must not be negative"),
         (lambda: optax_meta.plateau(threshold_mode="x"), '"rel" or "abs"'),

@@ -134,7 +134,7 @@ def test_weight_decay_is_learned_from_the_final_loss_alone():
         guide=Guide(calibration_steps=4, total_decay=1.0),
     )
     family = families.networks(sizes=(4, 8, 2), rows=16)
-    trainer = tiny(policy, [family], shaping=False, weight_decays=(1e-3, 1e-2))
+    trainer = tiny(policy, [family], shaped_updates=0, weight_decays=(1e-3, 1e-2))
     state, _ = run(trainer, 2)
     assert np.all(np.isfinite(state.policy_params))
     assert np.any(state.policy_params != trainer.init(0).policy_params)

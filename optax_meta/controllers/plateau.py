@@ -44,7 +44,7 @@ def plateau(
 
     Args:
         factor: what to multiply by, in (0, 1).
-        patience: decisions without improvement that are tolerated, ≥ 1: the next one reduces.
+        patience: decisions without improvement that are tolerated, ≥ 0: the next one reduces.
         cooldown: decisions after a reduction in which none is counted, ≥ 0.
         threshold: how much better counts as improvement, ≥ 0.
         threshold_mode: "rel": better than best ∓ threshold·|best|; "abs": than best ∓ threshold.
@@ -68,8 +68,8 @@ def plateau(
     """
     if not 0.0 < factor < 1.0:
         raise ValueError(f"`factor` must lie in (0, 1), got {factor}")
-    if not patience >= 1:
-        raise ValueError(f"`patience` must be at least 1, got {patience}")
+    if not patience >= 0:
+        raise ValueError(f"`patience` must not be negative, got {patience}")
     if not cooldown >= 0:
         raise ValueError(f"`cooldown` must not be negative, got {cooldown}")
     if not (threshold >= 0.0 and min_value >= 0.0 and eps >= 0.0):

@@ -3,21 +3,21 @@
 Needs the extra `meta`: Orbax for checkpoints, tensorboardX for logs that TensorBoard reads.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optax_meta import actions, observations
+from optax_meta import actions, observations, writers
 from optax_meta.checkpoints import load_policy
 from optax_meta.families import FAMILIES, OVERFITTED
 from optax_meta.guides import Guide
 from optax_meta.meta.training import MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, init_policy
+from optax_meta.writers import Writer
 
 
 def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
@@ -51,7 +51,7 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         hold_probability=0.7,
     )
     families = [make() for make in FAMILIES.values()]
-    defaults = {"epochs": 4, "policy_learning_rate": 1e-3}
+    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
     return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
 
@@ -84,7 +84,7 @@ def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))
     families = [make() for make in OVERFITTED.values()]
-    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaping": False}
+    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 0}
     return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
 
@@ -148,13 +148,13 @@ def train(
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
         start, saved = time.monotonic(), time.monotonic()
         steps_before = float(state.num_inner_steps)
-        with _Log(folder) as log:
+        with _log(folder) as log:
             while int(state.step) < updates:
                 state, info = trainer.update(state)
                 done, now = int(state.step), time.monotonic()
                 rate = (float(state.num_inner_steps) - steps_before) / (now - start)
                 info = {**info, "inner_steps_per_second": rate}
-                log.write(done, info)
+                log.put([{"update": done, **info}])
                 if progress is not None:
                     progress(done, info)
                 if now - saved > save_seconds or done == updates:
@@ -163,32 +163,9 @@ def train(
     return trainer.policy(state)
 
 
-class _Log:
-    """One row an update, as JSON lines and as TensorBoard events."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file, self.writer = None, None
-        if jax.process_index() > 0:
-            return
-        self.file = (folder / "log.jsonl").open("a", buffering=1)
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            return
-        self.writer = SummaryWriter(str(folder))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.writer is not None:
-            self.writer.close()
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps({"update": step, **row}) + "\n")
-        if self.writer is not None:
-            for name, value in row.items():
-                self.writer.add_scalar(name, value, step)
+def _log(folder: Path) -> Writer:
+    file = writers.jsonl(folder / "log.jsonl", counter="update")
+    try:
+        return writers.tee(file, writers.tensorboard(folder, counter="update"))
+    except ImportError:
+        return file

@@ -86,7 +86,7 @@ class _Setting(NamedTuple):
     families_per_update: int
     weight_decays: tuple[float, float]
     discount: float
-    shaping: bool
+    shaped_updates: int | None
     entropy_bonus: float
     epochs: int
     learner: Learner
@@ -108,7 +108,7 @@ def meta_trainer(
     families_per_update: int = 4,
     weight_decays: tuple[float, float] = (1e-5, 1.0),
     discount: float = 0.98,
-    shaping: bool = True,
+    shaped_updates: int | None = None,
     entropy_bonus: float = 3e-3,
     epochs: int = 1,
     learner: Learner = "reinforce",
@@ -138,8 +138,10 @@ def meta_trainer(
         weight_decays: range of the starting weight decay, drawn log-uniformly; for a policy that
             steers it, whose inner optimizer is AdamW.
         discount: γ of the returns, per decision.
-        shaping: whether the training loss between decisions counts; else only the final loss does,
-            as must be where that is taken on held-out data, which training loss does not foretell.
+        shaped_updates: in this many first updates the training loss between decisions counts, which
+            teaches fast but favours rates that fall too early; after them, only the final loss
+            does. None for all updates; 0 where the final loss is taken on held-out data, which
+            training loss does not foretell.
         entropy_bonus: as in `reinforce`.
         epochs: gradient steps on each batch; with more than one, ratios are clipped as in PPO.
         learner: "reinforce" or "evolution".
@@ -187,6 +189,10 @@ def meta_trainer(
             f"`weight_decays` must rise from above 0, got {weight_decays}",
         ),
         (groups >= 1, f"`groups` must be at least 1, got {groups}"),
+        (
+            shaped_updates is None or shaped_updates >= 0,
+            f"`shaped_updates` must not be negative, got {shaped_updates}",
+        ),
         (epochs >= 1, f"`epochs` must be at least 1, got {epochs}"),
         (
             1 <= families_per_update <= len(families),
@@ -215,7 +221,7 @@ def meta_trainer(
         families_per_update=families_per_update,
         weight_decays=weight_decays,
         discount=discount,
-        shaping=shaping,
+        shaped_updates=shaped_updates,
         entropy_bonus=entropy_bonus,
         epochs=epochs,
         learner=learner,
@@ -265,6 +271,9 @@ def _update(
         family_key, len(setting.families), (setting.families_per_update,), replace=False
     )
     batches, info, steps = [], {}, 0
+    is_shaped = jnp.bool_(
+        setting.shaped_updates is None or int(state.step) < setting.shaped_updates
+    )
     for index, family_key in zip(chosen.tolist(), keys, strict=True):
         family = setting.families[index]
         horizon_key, known_key, run_key = jax.random.split(family_key, 3)
@@ -275,7 +284,7 @@ def _update(
         batch = compiled[family.name](
             _place(setting, state.policy_params),
             _place(setting, task_keys, sharded=True),
-            *_place(setting, (jnp.int32(total), is_known)),
+            *_place(setting, (jnp.int32(total), is_known, is_shaped)),
         )
         batches.append(batch["learn"])
         info |= {f"{name}/{family.name}": batch[name] for name in ("fall", "spread")}
@@ -313,6 +322,7 @@ def _run(
     task_keys: jax.Array,
     total_steps: jax.Array,
     horizon_is_known: jax.Array,
+    is_shaped: jax.Array,
 ) -> dict[str, Any]:
     """Run a batch of one family; return what the learner needs, and its summary."""
     task_keys = jax.random.wrap_key_data(task_keys)
@@ -340,7 +350,7 @@ def _run(
     if setting.learner == "reinforce":
         runs = jax.vmap(jax.vmap(one, (None, 0, None)), (0, 0, None))(task_keys, seeds, flat)
         values = _log_values(runs)
-        learn = _episodes(setting, runs, values)
+        learn = _episodes(setting, runs, values, is_shaped)
     else:
         half = setting.sigma * jax.random.normal(
             jax.random.key(seeds[0, 0]), (setting.rollouts // 2, flat.size)
@@ -423,14 +433,14 @@ def _log_values(runs: Trajectory) -> jax.Array:
     return jnp.minimum(values, worst)
 
 
-def _episodes(setting: _Setting, runs: Trajectory, values: jax.Array) -> dict[str, jax.Array]:
+def _episodes(
+    setting: _Setting, runs: Trajectory, values: jax.Array, is_shaped: jax.Array
+) -> dict[str, jax.Array]:
     """Return observations, actions, log-probabilities, advantages and mask of every decision."""
     rewards = (values[..., :-1] - values[..., 1:]) * runs.mask
     discounted = jax.vmap(jax.vmap(policy_gradient.discounted_returns, (0, None)), (0, None))
-    if setting.shaping:
-        returns = discounted(rewards, setting.discount)
-    else:
-        returns = jnp.broadcast_to(values[..., :1] - values[..., -1:], rewards.shape)
+    shaped = discounted(rewards, setting.discount)
+    returns = jnp.where(is_shaped, shaped, values[..., :1] - values[..., -1:])
     centred = returns - jnp.mean(returns, axis=1, keepdims=True)
     spread = jnp.std(values[..., -1], axis=1)[:, None, None]
     advantages = jnp.clip(centred / (spread + 0.02), -4.0, 4.0) * runs.mask

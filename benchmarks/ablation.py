@@ -1,0 +1,119 @@
+"""What do the single features and the parts of the guide bring to `any-lr-v1`?
+
+Validation tier, so that the answer may choose. A feature is knocked out by showing the policy its
+mean in place of its value; nothing is trained again. A part of the guide is taken away under the
+policy and under holding alone. Figures are geometric means of the final loss over that of the whole
+policy on the same seeds: above 1, the part is missed. Writes `ablation.json`.
+
+    python benchmarks/ablation.py
+    python benchmarks/ablation.py --policy mine.policy
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from protocol import OPTIMIZERS
+from validation_tasks import VALIDATION
+
+import optax_meta
+from optax_meta.evaluation import library_versions
+from optax_meta.tasks import Task
+
+HERE = Path(__file__).parent
+NAMES = ("adamw", "momentum", "lion")
+STARTS = (1e-5, 1e-1)
+WITHOUT = {
+    "calibration (from 1e-5 and 1e-1)": {"calibration_steps": 0},
+    "dense first decisions": {"dense_steps": 0},
+    "linear fall": {"anneal": False},
+    "bound on the move": {"max_ratio": math.inf},
+    "bound on the gradient": {"max_growth": math.inf},
+    "the tighter target, 1e-2 for 1e-3": {"target_ratio": 1e-3},
+}
+
+
+def runs(policy: optax_meta.Policy, task: Task, optimizer: str, steps: int, seeds: int) -> Any:
+    """Return jitted (policy parameters) → trajectories, leading axes [starts, seeds]."""
+
+    def one(params: Any, start: jax.Array, key: jax.Array) -> optax_meta.Trajectory:
+        return optax_meta.rollout(
+            policy._replace(params=params),
+            task,
+            key,
+            total_steps=steps,
+            optimizer=OPTIMIZERS[optimizer],
+            learning_rate=start,
+        )
+
+    keys, starts = jax.random.split(jax.random.key(11), seeds), jnp.float32(STARTS)
+    every = jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None))
+    return jax.jit(lambda params: every(params, starts, keys))
+
+
+def knocked_out(params: Any, mean: jax.Array, feature: int) -> Any:
+    """Return the parameters of a policy that sees the mean of one feature."""
+    first = params["params"]["Dense_0"]
+    row = first["kernel"][feature]
+    bias = first["bias"] + mean[feature] * row
+    layer = {"kernel": first["kernel"].at[feature].set(0.0), "bias": bias}
+    return {"params": {**params["params"], "Dense_0": layer}}
+
+
+def log_losses(trajectories: optax_meta.Trajectory) -> np.ndarray:
+    """Return log final losses; a lost run counts one nat above its start."""
+    final, initial = (np.asarray(x["loss"], float) for x in trajectories[-1:-3:-1])
+    return np.log(np.where(np.isfinite(final), np.minimum(final, np.e * initial), np.e * initial))
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--policy", default="any-lr-v1", help="name or path")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=4)
+    options = parser.parse_args()
+    policy = optax_meta.load_policy(options.policy)
+    hold = optax_meta.init_policy(
+        jax.random.key(0),
+        encoder=policy.encoder,
+        action_space=policy.action_space,
+        guide=policy.guide,
+    )
+    rows: dict[str, list[np.ndarray]] = {}
+    for task in (make() for make in VALIDATION.values()):
+        for optimizer in NAMES:
+            run = runs(policy, task, optimizer, options.steps, options.seeds)
+            whole = run(policy.params)
+            base = log_losses(whole)
+            seen = whole.mask[..., None]
+            mean = jnp.sum(whole.observation * seen, (0, 1, 2)) / jnp.sum(seen)
+            found = {"hold": log_losses(run(hold.params))}
+            for i, feature in enumerate(policy.encoder.features):
+                found[feature] = log_losses(run(knocked_out(policy.params, mean, i)))
+            for part, change in WITHOUT.items():
+                changed = policy._replace(guide=policy.guide._replace(**change))
+                run = runs(changed, task, optimizer, options.steps, options.seeds)
+                found[f"without {part}"] = log_losses(run(policy.params))
+                found[f"hold, without {part}"] = log_losses(run(hold.params))
+            for name, losses in found.items():
+                rows.setdefault(name, []).append(losses - base)
+            print(task.name, optimizer, flush=True)
+    result: dict[str, Any] = {"versions": library_versions(), "policy": options.policy}
+    result["loss_over_whole"] = {}
+    for name, parts in rows.items():
+        logs = np.stack(parts).mean(axis=2)  # over seeds: cells × starts
+        error = np.stack(parts).mean(axis=(0, 1)).std(ddof=1) / math.sqrt(options.seeds)
+        ratio = float(np.exp(logs.mean()))
+        result["loss_over_whole"][name] = {"ratio": ratio, "standard_error": float(ratio * error)}
+        print(f"{name:50s} {ratio:6.3f} ± {2.0 * ratio * error:.3f}")
+    (HERE / "ablation.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

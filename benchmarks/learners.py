@@ -1,0 +1,73 @@
+"""REINFORCE or evolution strategies: which learns more from the same training runs?
+
+Both start from the same policy, draw the same tasks and take the same number of inner steps, with
+the recipe of `any-lr-v1`; each is then judged on the validation tier by its final loss over that of
+holding. Writes `learners.json`.
+
+    python benchmarks/learners.py --updates 60
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from ablation import NAMES, log_losses, runs
+from validation_tasks import VALIDATION
+
+from optax_meta.evaluation import library_versions
+from optax_meta.meta.runs import any_lr
+
+HERE = Path(__file__).parent
+LEARNERS = {
+    "reinforce": {"learner": "reinforce"},
+    "evolution": {"learner": "evolution"},
+    "evolution, ten times the rate": {"learner": "evolution", "policy_learning_rate": 1e-2},
+}
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--meta-seeds", type=int, default=2)
+    options = parser.parse_args()
+    found: dict[str, list[np.ndarray]] = {name: [] for name in LEARNERS}
+    inner_steps: dict[str, float] = {}
+    cells = [(task(), optimizer) for task in VALIDATION.values() for optimizer in NAMES]
+    trained = {}
+    for name, extra in LEARNERS.items():
+        trainer = any_lr(groups=options.groups, **extra)
+        for seed in range(options.meta_seeds):
+            state = trainer.init(seed)
+            for _ in range(options.updates):
+                state, _info = trainer.update(state)
+            trained[name, seed] = trainer.policy(state).params
+            inner_steps[name] = float(state.num_inner_steps)
+            print(name, seed, f"{inner_steps[name]:.3g} inner steps", flush=True)
+    policy = any_lr(groups=options.groups).policy(any_lr(groups=options.groups).init(0))
+    for task, optimizer in cells:
+        run = runs(policy, task, optimizer, options.steps, options.seeds)
+        base = log_losses(run(policy.params))
+        for (name, _), params in trained.items():
+            found[name].append(log_losses(run(params)) - base)
+        jax.clear_caches()
+    result: dict[str, object] = {"versions": library_versions(), "updates": options.updates}
+    rows = {}
+    for name, logs in found.items():
+        by_seed = np.stack(logs).reshape(len(cells), options.meta_seeds, -1).mean((0, 2))
+        rows[name] = {
+            "inner_steps": inner_steps[name],
+            "loss_over_hold": float(np.exp(by_seed.mean())),
+            "by_meta_seed": np.exp(by_seed).tolist(),
+        }
+        print(name, rows[name])
+    (HERE / "learners.json").write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
