@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_meta.tasks import Task, TaskFamily
@@ -294,8 +295,9 @@ def tables(*, hidden_size: int = 24, batch_size: int = 32) -> TaskFamily:
     loaded.append(datasets.load_iris(return_X_y=True))
     columns, classes, rows = 30, 3, 150
     xs, ys = [], []
-    for x, y in loaded:
-        x = (x - x.mean(0)) / x.std(0)  # noqa: PLW2901
+    for table, y in loaded:
+        x = np.asarray(table)
+        x = (x - x.mean(0)) / x.std(0)
         picked = jax.random.permutation(jax.random.key(0), len(x))[:rows]
         xs.append(jnp.pad(jnp.asarray(x, jnp.float32), ((0, 0), (0, columns - x.shape[1])))[picked])
         ys.append(jnp.asarray(y, jnp.int32)[picked])

@@ -153,6 +153,27 @@ def test_scale_free_features_do_not_see_units_of_the_loss(metrics, transform):
     assert np.unique(seen[0].round(3), axis=0).shape[0] == 6
 
 
+def test_a_slow_fall_is_seen_whatever_came_before(metrics):
+    """A first drop a thousand times larger must not hide that the loss still falls."""
+    encoder = observations.scale_free()
+    update = jax.jit(encoder.update)
+
+    def watch(slope):
+        state = encoder.init()
+        for t in range(500):
+            value = 1000.0 if t == 0 else 2.0 - slope * t
+            told = metrics(value=value, value_change=0.1, num_steps=50, step=50 * t)
+            row, state = update(told, state, {"learning_rate": jnp.float32(0.1)})
+        return dict(zip(encoder.features, np.asarray(row), strict=True))
+
+    falling, flat, rising = watch(0.01), watch(0.0), watch(-0.01)
+    names = ("steady_drop", "long_drop")
+    assert all(falling[n] > flat[n] + 0.4 and flat[n] > rising[n] + 0.2 for n in names)
+    assert abs(falling["relative_drop"] - flat["relative_drop"]) < 0.1
+    assert rising["rise"] > 0.7
+    assert falling["rise"] < 0.1
+
+
 @pytest.mark.parametrize("decay", [False, True])
 def test_scale_free_features_are_bounded_for_any_input(metrics, decay):
     encoder = observations.scale_free(weight_decay=decay)

@@ -140,6 +140,19 @@ def test_weight_decay_is_learned_from_the_final_loss_alone():
     assert np.any(state.policy_params != trainer.init(0).policy_params)
 
 
+def test_shaping_ends_after_its_updates():
+    shaped, first_only, never = (
+        run(tiny(shaped_updates=updates), 2)[0].policy_params for updates in (None, 1, 0)
+    )
+    after_one = {
+        updates: run(tiny(shaped_updates=updates), 1)[0].policy_params for updates in (None, 1, 0)
+    }
+    np.testing.assert_array_equal(after_one[None], after_one[1])
+    assert np.any(after_one[None] != after_one[0])
+    assert np.any(shaped != first_only)
+    assert np.any(first_only != never)
+
+
 def test_the_policy_is_the_average_over_updates():
     trainer = tiny(policy_learning_rate=0.1)
     first, _ = run(trainer, 1)
@@ -229,6 +242,7 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
         ({"families_per_update": 2}, "`families_per_update` must lie between 1 and 1"),
         ({"epochs": 0}, "`epochs` must be at least 1"),
         ({"groups": 0}, "`groups` must be at least 1"),
+        ({"shaped_updates": -1}, "`shaped_updates` must not be negative, got -1"),
     ],
 )
 def test_bad_arguments(options, message):
