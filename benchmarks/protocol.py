@@ -59,7 +59,6 @@ FAST_BASELINES = (
     "warmup + cosine 1e-3",
     "constant",
     "cosine",
-    "reduce_on_plateau",
     "hypergradient",
     "mechanic",
     "prodigy + linear",

@@ -43,7 +43,7 @@ def run(name, arguments, *flags):
     command = [sys.executable, "-W", "error", "-c", code]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     done = subprocess.run(
-        command, cwd=FOLDER, env=env, text=True, timeout=240, check=False, **pipes
+        command, cwd=FOLDER, env=env, text=True, timeout=600, check=False, **pipes
     )
     assert done.returncode == 0, done.stderr[-2000:]
     *lines, result = done.stdout.splitlines()
