@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_meta_train)
     train.add_argument("--recipe", default=RECIPES[0], choices=RECIPES, help="what to learn")
-    train.add_argument("--updates", type=_at_least(1), default=400, help="of the policy")
+    train.add_argument("--updates", type=_at_least(1), default=220, help="of the policy")
     train.add_argument("--learner", default="reinforce", choices=("reinforce", "evolution"))
     train.add_argument("--groups", type=_at_least(1), default=16, help="tasks of a family at once")
     train.add_argument("--rollouts", type=_at_least(2), default=8, help="runs of each task")
