@@ -4,10 +4,13 @@ import argparse
 import math
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
+
+import optax_meta
 
 # Named here too, since `--help` must answer before JAX is loaded; a test compares them.
 TASKS = ("digits", "digits-conv", "quadratic")
@@ -65,17 +68,28 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults there are, and breaks no name at its hyphen."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="optax-meta", description="Control the hyperparameters of Optax optimizers."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {optax_meta.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     compare = commands.add_parser(
         "compare",
         help="train a model with each method and report which won",
         description="Train a Flax model with each method over several seeds, print a table of the "
         "results, and write a report that opens in any browser.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     compare.set_defaults(run=_compare)
     compare.add_argument("--task", default=TASKS[0], choices=TASKS, help="what to train")
@@ -88,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--steps", type=_at_least(1), default=500, help="steps in a run")
     compare.add_argument("--seeds", type=_at_least(2), default=10, help="runs of each method")
     compare.add_argument("--lr", type=_rate, default=1e-3, help="starting learning rate of AdamW")
-    compare.add_argument("--out", default="optax-meta-report", help="folder for the report")
+    compare.add_argument(
+        "--out",
+        default="optax-meta-report",
+        help="folder for the report; an earlier one there is replaced",
+    )
     train = commands.add_parser(
         "meta-train",
         help="learn a policy over thousands of training runs",
@@ -96,12 +114,17 @@ def _parser() -> argparse.ArgumentParser:
         "DIR/NAME.policy. A run that was stopped goes on where it was when it is started "
         "again with the same folder. For several hosts start the same command on each with "
         "--distributed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     train.set_defaults(run=_meta_train)
     train.add_argument("--recipe", default=RECIPES[0], choices=RECIPES, help="what to learn")
     train.add_argument("--updates", type=_at_least(1), default=220, help="of the policy")
-    train.add_argument("--learner", default="reinforce", choices=("reinforce", "evolution"))
+    train.add_argument(
+        "--learner",
+        default="reinforce",
+        choices=("reinforce", "evolution"),
+        help="policy gradient, or evolution strategies",
+    )
     train.add_argument("--groups", type=_at_least(1), default=16, help="tasks of a family at once")
     train.add_argument("--rollouts", type=_at_least(2), default=8, help="runs of each task")
     train.add_argument("--seed", type=_at_least(0), default=0, help="of everything that is drawn")
@@ -218,7 +241,8 @@ def _meta_train(options: argparse.Namespace) -> int:
             )
         except KeyboardInterrupt:
             _say("stopped; the same command goes on from the latest checkpoint")
-            _write_page(folder)
+            if (folder / "log.jsonl").exists():  # after the first update
+                _write_page(folder)
             return 130
     path = folder / f"{options.recipe}.policy"
     notes = {

@@ -108,6 +108,26 @@ class Policy(NamedTuple):
         )
 
 
+def check_policy(policy: Any) -> None:
+    """Refuse what is no `Policy`, above all the name of one.
+
+    Args:
+        policy: what a controller was given.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> check_policy("any-lr-v1")
+    Traceback (most recent call last):
+    ValueError: `policy` must be a Policy, got str: read one with `load_policy(…)`
+    """
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"`policy` must be a Policy, got {type(policy).__name__}: read one with "
+            "`load_policy(…)`"
+        )
+
+
 def draw(stream: jax.Array, log_probs: jax.Array) -> jax.Array:
     """Draw an action by inverting the cumulative distribution.
 
@@ -154,7 +174,8 @@ def init_policy(
         A `Policy`.
 
     Raises:
-        ValueError: sizes below 1, an unknown `start`, or no hold action to start from.
+        ValueError: `action_space` is none, sizes below 1, an unknown `start`, or no hold action
+            to start from.
 
     Example:
         >>> policy = init_policy(jax.random.key(0))
@@ -164,6 +185,11 @@ def init_policy(
     """
     encoder = observations.classic() if encoder is None else encoder
     action_space = actions.classic() if action_space is None else action_space
+    if not isinstance(action_space, ActionSpace):
+        raise ValueError(
+            f"`action_space` must be an ActionSpace, got {type(action_space).__name__}: "
+            "`actions.joint(…)` makes one of moves"
+        )
     if start not in ("hold", "uniform"):
         raise ValueError(f'`start` must be "hold" or "uniform", got {start!r}')
     if not all(isinstance(size, int) and size >= 1 for size in hidden_sizes):

@@ -179,7 +179,8 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`{folder}` is not a folder")
+        hint = f": pass `{folder.parent}`" if folder.is_file() else ""
+        raise ValueError(f"`{folder}` is not a folder{hint}")
     page = folder / "report.html" if out is None else Path(out)
     check_folder(page.parent)
     text = _page_of(folder)
@@ -189,16 +190,27 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
 
 
 def _page_of(folder: Path) -> str:
-    if (folder / "results.json").exists():
-        return _page(files.read_comparison(folder))
-    logs = sorted(folder.glob("log.jsonl")) or sorted(folder.glob("*.jsonl"))
-    if len(logs) != 1:
+    source = _source(folder)
+    if source is None:
+        runs = [path for path in sorted(folder.iterdir()) if path.is_dir() and _source(path)]
+        hint = f"; pass a folder inside it, such as `{runs[0]}`" if runs else ""
         raise ValueError(
             f"`{folder}` holds neither results.json (of `optax-meta compare`) nor log.jsonl (of "
-            f"`optax-meta meta-train`) nor exactly one file of step rows, *.jsonl"
+            f"`optax-meta meta-train`) nor exactly one file of step rows, *.jsonl{hint}"
         )
-    rows = writers.read_rows(logs[0])
-    return _log_page(logs[0], rows) if "update" in rows[0] else _run_page(logs[0], rows)
+    if source.name == "results.json":
+        return _page(files.read_comparison(folder))
+    rows = writers.read_rows(source)
+    return _log_page(source, rows) if "update" in rows[0] else _run_page(source, rows)
+
+
+def _source(folder: Path) -> Path | None:
+    """Return the file that a folder's page is made from, if there is one."""
+    for pattern in ("results.json", "log.jsonl", "*.jsonl"):
+        found = list(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _run_page(path: Path, rows: list[Row]) -> str:
@@ -207,10 +219,11 @@ def _run_page(path: Path, rows: list[Row]) -> str:
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"`{path}` does not hold rows of steps: {error!r}") from error
     seeds, steps = result.losses.shape
+    name = path.absolute().parent.name or path.stem
     return _render(
-        title=path.stem,
+        title=f"Run: {name}",
         verdict=f"{steps} steps, {seeds} {'run' if seeds == 1 else 'runs'}.",
-        figures=list(_run_pictures({path.stem: result})),
+        figures=list(_run_pictures({name: result})),
         setting=[("file", path.name), ("steps", str(steps)), ("runs", str(seeds))],
         note="Made from the rows of this file alone.",
     )
@@ -359,7 +372,8 @@ def _verdict(comparison: Comparison) -> str:
     best, *others = summarize(comparison)
     tied = [row.method for row in others if row.is_tied]
     beaten = [row.method for row in others if not row.is_tied]
-    text = f"Lowest mean final loss: {best.method}."
+    text = f"{comparison.steps} steps, {comparison.seeds} seeds. "
+    text += f"Lowest mean final loss: {best.method}."
     if comparison.seeds < comparison.planned_seeds:
         done = f"{comparison.seeds} of {comparison.planned_seeds} seeds are finished"
         text = f"Stopped early: {done}. {text}"

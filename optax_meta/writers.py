@@ -24,6 +24,8 @@ from optax_meta.recording import COLUMNS, Record, Row, flatten
 if TYPE_CHECKING:
     import pandas as pd
 
+_WIDE = 110  # columns; a terminal with fewer shows no bar beside the row
+
 
 class _Destination(Protocol):
     def put(self, rows: Sequence[Mapping[str, Any]]) -> None: ...
@@ -498,18 +500,25 @@ class _Console:
     """A live line, and a last one after Ctrl-C."""
 
     def __init__(self, total_steps: int | None, folder: Path | None) -> None:
-        from rich import console, progress
+        from rich import console, progress, table, text
+
+        class Line(progress.ProgressColumn):
+            """The row; where it does not fit, its end gives way, and no number beside it."""
+
+            def render(self, task: progress.Task) -> text.Text:
+                return text.Text(task.description, no_wrap=True, overflow="ellipsis")
 
         self.folder, self.total = folder, total_steps
         self.step: int | None = None
         self.action = ""
         terminal = console.Console(stderr=True)
+        fixed = [table.Column(no_wrap=True) for _ in range(2)]
         self.bar = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(bar_width=20),
-            progress.MofNCompleteColumn(),
+            Line(),
+            *([progress.BarColumn(bar_width=20)] if terminal.width >= _WIDE else []),
+            progress.MofNCompleteColumn(table_column=fixed[0]),
             progress.TextColumn("{task.fields[speed]}"),
-            progress.TimeRemainingColumn(),
+            progress.TimeRemainingColumn(table_column=fixed[1]),
             console=terminal,
             disable=not (terminal.is_terminal or terminal.is_jupyter),
         )

@@ -110,7 +110,7 @@ def test_report_holds_everything(comparison, tmp_path):
     page = reports.write_report(comparison, tmp_path / "new").read_text()
     for name in cli.METHODS:
         assert name in page
-    assert page.count("<img") == 4
+    assert page.count("<img") == 5
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     results = json.loads((tmp_path / "new" / "results.json").read_text())
@@ -149,7 +149,7 @@ def test_the_command_writes_a_report_and_prints_a_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "plateau" in printed
     assert "report.html" in printed
-    assert (folder / "report.html").exists()
+    assert "20 steps, 2 seeds. Lowest mean final loss" in (folder / "report.html").read_text()
 
 
 def test_ctrl_c_after_two_seeds_leaves_a_partial_report(tmp_path, monkeypatch, capsys):
@@ -218,6 +218,16 @@ def test_python_m_answers_before_jax_is_loaded():
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "compare" in done.stdout
     assert time.perf_counter() - start < 30
+
+
+def test_help_breaks_no_name_and_tells_no_default_where_there_is_none(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["compare", "--help"]) == 0
+    assert "warmup-\n" not in capsys.readouterr().out
+    assert cli.main(["meta-train", "--help"]) == 0
+    assert "None" not in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"optax-meta {optax_meta.__version__}\n"
 
 
 def test_data_may_shift_with_the_step():

@@ -199,7 +199,7 @@ def test_it_learns_to_raise_a_rate_that_is_too_low(learner):
     state, _ = run(trainer, 25)
     rates = []
     for policy in (trainer.policy(trainer.init(0)), trainer.policy(state)):
-        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(18)))
+        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(22)))
         rates.append(probs[2] - probs[0])
     assert rates[0] == pytest.approx(0.0, abs=1e-6)
     assert rates[1] > 0.1
@@ -214,7 +214,7 @@ def test_several_epochs_clip_the_ratio():
 def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
     values = meta_training._log_values(
         optax_meta.Trajectory(
-            observation=jnp.zeros((1, 2, 3, 18)),
+            observation=jnp.zeros((1, 2, 3, 22)),
             action=jnp.zeros((1, 2, 3), jnp.int32),
             log_prob=jnp.zeros((1, 2, 3)),
             value=jnp.array([[[2.0, 1.5, 0.0], [2.0, 900.0, 0.0]]]),

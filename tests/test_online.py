@@ -11,7 +11,7 @@ from conftest import run_values
 from jax.flatten_util import ravel_pytree
 
 import optax_meta
-from optax_meta import control_hyperparams, policy_gradient, reinforce
+from optax_meta import actions, control_hyperparams, policy_gradient, reinforce
 from optax_meta.controllers.online import extract_policy
 
 VALUES = np.array([2.0, 1.5, 1.7, 1.2, 1.1, 0.9, 1.3, 0.8, 0.7, 0.75, 0.6], np.float32)
@@ -221,6 +221,11 @@ def test_learned_takes_the_most_probable_action():
         ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must not be negative"),
         ({"total_steps": 0}, "`total_steps` must be at least 1"),
         ({"hidden_sizes": (0,)}, "`hidden_sizes` must be whole numbers ≥ 1"),
+        ({"policy": "any-lr-v1"}, "`policy` must be a Policy, got str: read one with `load_policy"),
+        (
+            {"action_space": actions.scale("learning_rate")},
+            "an ActionSpace, got Move: `actions.joi",
+        ),
         ({"start": "warm"}, '`start` must be "hold" or "uniform"'),
         ({"hold_probability": 0.0}, r"`hold_probability` must lie in \(0, 1\)"),
     ],
@@ -236,6 +241,8 @@ def test_a_policy_excludes_what_describes_a_fresh_one():
         reinforce(policy, hidden_sizes=(4,), start="hold")
     with pytest.raises(ValueError, match="`total_steps` must be at least 1"):
         optax_meta.learned(policy, total_steps=0)
+    with pytest.raises(ValueError, match="`policy` must be a Policy, got str"):
+        optax_meta.learned("any-lr-v1")
 
 
 def test_extracting_from_a_state_without_a_policy():

@@ -66,7 +66,7 @@ def test_decisions_are_explained(folder, comparison):
     assert "decisions" not in series["constant"]
     learned, online = series["any-lr-v1"], series["reinforce"]
     assert learned["features"][0] == "progress"
-    assert len(learned["features"]) == len(learned["decisions"][0][4]) == 18
+    assert len(learned["features"]) == len(learned["decisions"][0][4]) == 22
     assert len(learned["actions"]) == len(learned["decisions"][0][3]) == 5
     rewards = comparison.methods["reinforce"].records.decision.reward[0]
     assert online["decisions"][0][2] == pytest.approx(float(rewards[10]), rel=1e-3)
@@ -112,6 +112,15 @@ def test_folders_that_cannot_be_read(files, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_path_that_is_nearly_right_leads_to_the_folder(log, tmp_path, capsys):
+    assert cli.main(["report", str(log)]) == 2
+    assert f"is not a folder: pass `{tmp_path}`" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    log.rename(tmp_path / "run" / "log.jsonl")
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert f"pass a folder inside it, such as `{tmp_path / 'run'}`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])

@@ -156,6 +156,7 @@ def test_a_run_that_was_killed_has_a_page(name, run, tmp_path):
     assert cli.main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert f"{STEPS - 1} steps, 1 run." in page
+    assert f"<h1>Run: {tmp_path.name}</h1>" in page
     assert "Which actions were taken" in page
 
 
@@ -338,6 +339,19 @@ def test_a_terminal_shows_what_happens(run, monkeypatch):
     assert LABELS[int(run.decision.action[-1])] in last
     assert f"{STEPS}/{2 * STEPS}" in last
     assert "steps/s" in last
+
+
+def test_in_a_narrow_terminal_the_row_gives_way_and_the_numbers_stay(run, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with writers.console(2 * STEPS, labels=LABELS) as writer:
+        writer.write(run)
+    last = sys.stderr.getvalue().rstrip().splitlines()[-2]
+    assert f"loss {float(run.value[-1]):.4g} · learning" in last
+    assert "…" in last
+    assert f"{STEPS}/{2 * STEPS}" in last
+    assert "0:00:0" in last or "-:--:--" in last
 
 
 def test_no_terminal_no_word(run, capsys):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from optax_meta.base import Controller, Hyperparams
 from optax_meta.controllers.online import with_progress
 from optax_meta.metrics import Metrics
-from optax_meta.policies import Policy, draw
+from optax_meta.policies import Policy, check_policy, draw
 from optax_meta.recording import Decision, DecisionState
 
 
@@ -46,12 +46,13 @@ def learned(
         A `Controller`.
 
     Raises:
-        ValueError: `total_steps` is below 1.
+        ValueError: `policy` is something else, or `total_steps` is below 1.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
         >>> controller = optax_meta.learned(policy, total_steps=1000)
     """
+    check_policy(policy)
     if isinstance(total_steps, int) and total_steps < 1:
         raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
 

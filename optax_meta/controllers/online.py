@@ -13,7 +13,7 @@ from optax_meta import policy_gradient, rewards
 from optax_meta.actions import ActionSpace
 from optax_meta.base import Controller, Encoder, Hyperparams
 from optax_meta.metrics import Metrics
-from optax_meta.policies import Policy, Start, draw, init_policy
+from optax_meta.policies import Policy, Start, check_policy, draw, init_policy
 from optax_meta.recording import Decision, DecisionState
 from optax_meta.rewards import Reward
 
@@ -106,8 +106,8 @@ def reinforce(
         A `Controller`. The same seed gives the same run, bit for bit.
 
     Raises:
-        ValueError: an argument is out of range, or a `policy` comes with arguments that describe a
-            fresh one.
+        ValueError: an argument is out of range, `policy` is something else, or comes with
+            arguments that describe a fresh one.
 
     Source: R. J. Williams, "Simple statistical gradient-following algorithms for connectionist
     reinforcement learning", 1992, https://doi.org/10.1007/BF00992696.
@@ -124,6 +124,8 @@ def reinforce(
         "hold_probability": hold_probability,
     }
     fresh = {name: value for name, value in fresh.items() if value is not None}
+    if policy is not None:
+        check_policy(policy)
     if policy is not None and fresh:
         raise ValueError(f"a `policy` brings its own {', '.join(fresh)}: pass one or the other")
     _check(
