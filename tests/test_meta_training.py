@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -140,17 +141,17 @@ def test_weight_decay_is_learned_from_the_final_loss_alone():
     assert np.any(state.policy_params != trainer.init(0).policy_params)
 
 
-def test_shaping_ends_after_its_updates():
-    shaped, first_only, never = (
-        run(tiny(shaped_updates=updates), 2)[0].policy_params for updates in (None, 1, 0)
-    )
-    after_one = {
-        updates: run(tiny(shaped_updates=updates), 1)[0].policy_params for updates in (None, 1, 0)
-    }
-    np.testing.assert_array_equal(after_one[None], after_one[1])
-    assert np.any(after_one[None] != after_one[0])
-    assert np.any(shaped != first_only)
-    assert np.any(first_only != never)
+@pytest.mark.parametrize(
+    ("is_shaped", "expected"), [(True, [0.0, 0.0, 1.0]), (False, [0.5, 0.5, 0.5])]
+)
+def test_without_shaping_the_final_loss_alone_counts(is_shaped, expected):
+    values = -jnp.array([[[0.0, 1.0, 2.0, 4.0], [0.0, 1.0, 3.0, 3.0]]])
+    rows = jnp.ones((1, 2, 3))
+    runs = SimpleNamespace(observation=rows, action=rows, log_prob=rows, mask=rows)
+    setting = SimpleNamespace(discount=0.5)
+    episodes = meta_training._episodes(setting, runs, values, jnp.bool_(is_shaped))
+    advantage = np.array(expected) / (0.5 + 0.02)
+    np.testing.assert_allclose(episodes["advantage"][0], [advantage, -advantage], rtol=1e-5)
 
 
 def test_the_policy_is_the_average_over_updates():
@@ -288,6 +289,7 @@ address, count, index, folder, updates = sys.argv[1:]
 if int(count) > 1:
     jax.distributed.initialize(address, int(count), int(index))
 from pathlib import Path
+from types import SimpleNamespace
 from optax_meta.meta import runs
 from test_meta_training import tiny
 mesh = jax.make_mesh((jax.device_count(),), ('tasks',), (jax.sharding.AxisType.Auto,))
