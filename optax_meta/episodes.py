@@ -11,7 +11,7 @@ from optax_meta.controllers.learned import learned
 from optax_meta.metrics import Statistics
 from optax_meta.policies import Policy
 from optax_meta.recording import record
-from optax_meta.tasks import Task, train_step
+from optax_meta.tasks import Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
 
 
@@ -105,7 +105,7 @@ def rollout(
     tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
     init_key, data_key = jax.random.split(key)
     params = task.init(init_key)
-    initial = task.evaluate(params)
+    initial = figures_at(task, params, 0)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]
@@ -127,7 +127,8 @@ def rollout(
         (jnp.int32(0), jnp.int32(0), start, rows),
     )
     mask = (jnp.arange(max_decisions) < count).astype(jnp.float32)
-    return Trajectory(**rows, mask=mask, initial=initial, final=task.evaluate(params))
+    final = figures_at(task, params, total_steps)
+    return Trajectory(**rows, mask=mask, initial=initial, final=final)
 
 
 def _row(opt_state: Any) -> dict[str, jax.Array]:

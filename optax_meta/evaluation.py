@@ -21,7 +21,7 @@ from optax_meta.controllers.online import reinforce
 from optax_meta.controllers.plateau import plateau
 from optax_meta.controllers.warmup import warmup_plateau
 from optax_meta.recording import Record, record
-from optax_meta.tasks import TASKS, Task, train_step
+from optax_meta.tasks import TASKS, Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
 
 Method = Callable[[int, jax.Array], Controller]
@@ -350,7 +350,7 @@ def _train(
 
     at = (jax.random.split(data_key, steps), jnp.arange(steps))
     (final, _), (losses, rows) = jax.lax.scan(step, (params, tx.init(params)), at)
-    return (task.evaluate(params), task.evaluate(final), losses, rows)
+    return (figures_at(task, params, 0), figures_at(task, final, steps), losses, rows)
 
 
 def _timed(runner: Callable[..., Any], seed: jax.Array) -> tuple[Any, float]:

@@ -255,8 +255,8 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
     def build(drawn: dict[str, Any]) -> Task:
         def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             first_key, next_key = jax.random.split(key)
-            first = jax.random.categorical(first_key, drawn["frequency"], shape=(count,))
-            return first, jax.random.categorical(next_key, drawn["transition"][first])
+            first = _categorical(first_key, jnp.tile(drawn["frequency"], (count, 1)))
+            return first, _categorical(next_key, drawn["transition"][first])
 
         def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             first, after = batch
@@ -271,6 +271,112 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
         return _task("bigram", init, draw, loss, batch_size, drawn)
 
     return TaskFamily("bigram", f"bigrams of {tokens} tokens", sample, build)
+
+
+def drifting(*, sizes: Sequence[int] = (10, 32, 1), batch_size: int = 16) -> TaskFamily:
+    """Follow a network whose last layer turns while the student learns.
+
+    Args:
+        sizes: widths of the student, inputs and outputs included.
+        batch_size: fresh samples a step.
+
+    Returns:
+        A `TaskFamily`; a full turn takes between 200 and 60 000 steps.
+
+    Example:
+        >>> family = optax_meta.families.drifting()
+        >>> family.build(family.sample(jax.random.key(0))).shift is None
+        False
+    """
+    inputs, outputs = sizes[0], sizes[-1]
+
+    def sample(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 5)
+        return {
+            "hidden": 1.5 * jax.random.normal(keys[0], (inputs, 16)) / jnp.sqrt(inputs),
+            "heads": jax.random.normal(keys[1], (16, 2 * outputs)) / 2.0,
+            "radians_per_step": 10.0 ** jax.random.uniform(keys[2], minval=-4.0, maxval=-1.5),
+            "noise": jax.random.uniform(keys[3], minval=0.05, maxval=0.5),
+            "scales": _scales(keys[4]),
+            "evaluation": jax.random.bits(keys[4]),
+        }
+
+    def build(drawn: dict[str, Any]) -> Task:
+        def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            x_key, noise_key = jax.random.split(key)
+            x = jax.random.normal(x_key, (count, inputs))
+            targets = jnp.tanh(x @ drawn["hidden"]) @ drawn["heads"]
+            targets = targets.reshape(count, 2, outputs)
+            targets += drawn["noise"] * jax.random.normal(noise_key, (count, 1, outputs))
+            return x, targets, jnp.zeros(())
+
+        def shift(batch: tuple[jax.Array, ...], step: jax.Array) -> tuple[jax.Array, ...]:
+            return *batch[:2], drawn["radians_per_step"] * step
+
+        def loss(params: Any, batch: tuple[jax.Array, ...]) -> jax.Array:
+            x, targets, angle = batch
+            y = jnp.cos(angle) * targets[:, 0] + jnp.sin(angle) * targets[:, 1]
+            return jnp.mean(jnp.square(_network(params, x, jnp.tanh) - y))
+
+        init = partial(_init_network, sizes)
+        task = _task("drifting", init, draw, loss, batch_size, drawn)
+        return task._replace(shift=shift)
+
+    return TaskFamily("drifting", "regression on targets that turn", sample, build)
+
+
+def transformers(
+    *, tokens: int = 16, length: int = 8, width: int = 16, batch_size: int = 4
+) -> TaskFamily:
+    """Predict classes that depend on a token and on another one some places before it.
+
+    One block of attention and a hidden layer, both behind layer normalization, with embeddings of
+    tokens, some of them rare, and of positions. Attention looks both ways, and the places form a
+    ring.
+
+    Args:
+        tokens: size of the vocabulary, and number of classes.
+        length: tokens of a sequence, ≥ 2.
+        width: of the embeddings.
+        batch_size: fresh sequences a step.
+
+    Returns:
+        A `TaskFamily`.
+
+    Example:
+        >>> optax_meta.families.transformers().name
+        'transformer'
+    """
+
+    def sample(key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 6)
+        sharpness = jax.random.uniform(keys[0], minval=1.0, maxval=4.0)
+        decay = jax.random.uniform(keys[1], maxval=1.5)
+        return {
+            "frequency": -decay * jnp.log(jnp.arange(1.0, tokens + 1)),
+            "lag": jax.random.randint(keys[2], (), 1, length),
+            "own": sharpness * jax.random.normal(keys[3], (tokens, tokens)),
+            "other": sharpness * jax.random.normal(keys[4], (tokens, tokens)),
+            "scales": _scales(keys[5]),
+            "evaluation": jax.random.bits(keys[5]),
+        }
+
+    def build(drawn: dict[str, Any]) -> Task:
+        def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x_key, y_key = jax.random.split(key)
+            x = _categorical(x_key, jnp.tile(drawn["frequency"], (count, length, 1)))
+            other = x[:, (jnp.arange(length) - drawn["lag"]) % length]
+            return x, _categorical(y_key, drawn["own"][x] + drawn["other"][other])
+
+        def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            x, y = batch
+            hidden = jax.nn.one_hot(x, tokens) @ params["tokens"] + params["positions"][None]
+            return jnp.mean(_cross_entropy(_transformer(params, hidden), y))
+
+        init = partial(_init_transformer, tokens, length, width)
+        return _task("transformer", init, draw, loss, batch_size, drawn)
+
+    return TaskFamily("transformer", f"attention over {length} of {tokens} tokens", sample, build)
 
 
 def tables(*, hidden_size: int = 24, batch_size: int = 32) -> TaskFamily:
@@ -353,6 +459,8 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "quadratic": quadratics,
     "product": products,
     "bigram": bigrams,
+    "transformer": transformers,
+    "drifting": drifting,
     "table": tables,
 }
 """Families that `any-lr-v1` was trained on, by name."""
@@ -427,6 +535,13 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def _categorical(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """Draw classes by one uniform number each, far cheaper than one for each class."""
+    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+    uniform = jax.random.uniform(key, (*logits.shape[:-1], 1))
+    return jnp.sum(uniform > cumulative[..., :-1], axis=-1)
+
+
 def _init_affine(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
     kernel = jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(inputs)
     return {"kernel": kernel, "bias": jnp.zeros(outputs)}
@@ -449,8 +564,44 @@ def _network(
     for layer in hidden:
         y = activation(_affine(layer, x))
         if normalize:
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-            y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + 1e-3)
+            y = _standardize(y)
             y = x + y if x.shape == y.shape else y
         x = y
     return _affine(head, x)
+
+
+def _init_transformer(tokens: int, length: int, width: int, key: jax.Array) -> dict[str, Any]:
+    keys = jax.random.split(key, 9)
+    names = ("query", "key", "value", "out", "up", "down", "head")
+    shapes = (*[(width, width)] * 4, (width, 2 * width), (2 * width, width), (width, tokens))
+    affine = {
+        name: _init_affine(k, *shape) for name, k, shape in zip(names, keys, shapes, strict=False)
+    }
+    norms = {"gain": jnp.ones((3, 1, 1, width)), "shift": jnp.zeros((3, 1, 1, width))}
+    return {
+        "tokens": jax.random.normal(keys[7], (tokens, width)) / jnp.sqrt(width),
+        "positions": jax.random.normal(keys[8], (length, width)) / jnp.sqrt(width),
+        "norms": norms,
+        **affine,
+    }
+
+
+def _transformer(params: dict[str, Any], x: jax.Array) -> jax.Array:
+    def norm(index: int, x: jax.Array) -> jax.Array:
+        norms = params["norms"]
+        return norms["gain"][index] * _standardize(x) + norms["shift"][index]
+
+    def affine(name: str, x: jax.Array) -> jax.Array:
+        return x @ params[name]["kernel"] + params[name]["bias"][None, None]
+
+    normed = norm(0, x)
+    query, key, value = (affine(name, normed) for name in ("query", "key", "value"))
+    weights = jax.nn.softmax(query @ key.mT / query.shape[-1] ** 0.5)
+    x = x + affine("out", weights @ value)
+    x = x + affine("down", jax.nn.gelu(affine("up", norm(1, x))))
+    return affine("head", norm(2, x))
+
+
+def _standardize(x: jax.Array) -> jax.Array:
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-3)

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from optax_meta.base import Controller
-from optax_meta.tasks import Task, train_step
+from optax_meta.tasks import Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
 
 CAP = 10.0
@@ -438,4 +438,4 @@ def _train(
     final, opt_state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
     if contender is not None and contender.params is not None:
         final = contender.params(opt_state, final)
-    return task.evaluate(params)["loss"], task.evaluate(final)["loss"]
+    return figures_at(task, params, 0)["loss"], figures_at(task, final, steps)["loss"]

@@ -22,7 +22,8 @@ class Task(NamedTuple):
             have "loss", and may have more, such as "test_loss" and "test_accuracy".
         floor: the irreducible loss, where it is known.
         shift: (batch, step) → the batch as it is at that step, for data that drift or switch while
-            a run goes on; None where they do not. `evaluate` judges by the data at the end.
+            a run goes on; None where they do not. If they do, `evaluate` is of the data before any
+            shift, and `figures_at` judges a run.
 
     Example:
         >>> task = optax_meta.tasks.quadratic()
@@ -97,6 +98,34 @@ def train_step(
     loss, grads = jax.value_and_grad(task.loss)(params, batch)
     updates, opt_state = tx.update(grads, opt_state, params, value=loss)
     return optax.apply_updates(params, updates), opt_state, loss
+
+
+def figures_at(task: Task, params: Any, step: jax.typing.ArrayLike) -> dict[str, jax.Array]:
+    """Return what a run is judged by at a step.
+
+    Args:
+        task: what is trained.
+        params: at that step.
+        step: from 0, int32[].
+
+    Returns:
+        `task.evaluate(params)`; where data shift, the mean loss over sixteen batches as they are at
+        that step, always the same ones, float32[].
+
+    Example:
+        >>> task = quadratic(dim=2)
+        >>> figures_at(task, task.init(jax.random.key(0)), 10)["loss"].shape
+        ()
+    """
+    shift = task.shift
+    if shift is None:
+        return task.evaluate(params)
+
+    def loss(key: jax.Array) -> jax.Array:
+        return task.loss(params, shift(task.sample(key), jnp.asarray(step)))
+
+    keys = jax.random.split(jax.random.key(99), 16)
+    return {"loss": jnp.mean(jax.vmap(loss)(keys))}
 
 
 class MLP(nn.Module):
