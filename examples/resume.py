@@ -14,7 +14,9 @@ import orbax.checkpoint as ocp
 
 import optax_meta
 
-controller = optax_meta.reinforce(start="uniform", decision_interval=2, train_every=3)
+# Goes on learning from a policy that knows how: its decisions, samples and lessons resume, too.
+policy = optax_meta.load_policy("any-lr-v1")
+controller = optax_meta.reinforce(policy, decision_interval=2, train_every=3)
 tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-2)
 
 

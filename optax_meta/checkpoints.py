@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+import optax_meta
 from optax_meta.actions import ActionSpace, Move, check_bounds
 from optax_meta.base import Encoder
 from optax_meta.guides import Guide
@@ -231,6 +232,7 @@ def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[st
         "num_params": params.size,
         "sha256": _digest(params),
         "jax_version": jax.__version__,
+        "optax_meta_version": optax_meta.__version__,
     }
 
 
@@ -270,7 +272,14 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
             raise ValueError(f"its encoder's configuration {config} is not sensible")
         encoder = ENCODERS[name](**config)
     if list(encoder.features) != card["features"]:
-        raise ValueError(f"it needs the features {card['features']}, got {list(encoder.features)}")
+        needed, got = list(map(str, card["features"])), list(encoder.features)
+        lacking = sorted(set(needed) - set(got)) or "nothing"
+        extra = sorted(set(got) - set(needed)) or "nothing"
+        raise ValueError(
+            f"it was made by version {card.get('optax_meta_version', 'unknown')} with other "
+            f"features: those of `{encoder.name}` here lack {lacking} and add {extra}, or come in "
+            "another order"
+        )
     sizes = card["hidden_sizes"]
     if len(sizes) > 100 or sum(sizes) > _LARGEST_FILE**0.5:
         raise ValueError("its network is too large")

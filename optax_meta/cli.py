@@ -226,6 +226,8 @@ def _meta_train(options: argparse.Namespace) -> int:
         mesh, learner=options.learner, groups=options.groups, rollouts=options.rollouts
     )
     folder = Path(options.out)
+    if not sys.stderr.isatty():  # else the progress bar tells
+        _say(f"compiling takes minutes; then `{folder / 'log.jsonl'}` gets a row after each update")
     with _progress() as show:
 
         def progress(done: int, info: dict[str, float]) -> None:

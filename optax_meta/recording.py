@@ -160,7 +160,8 @@ def record(opt_state: Any) -> Record:
     found = find_control_states(opt_state)
     if len(found) > 1:
         raise ValueError(
-            f"the state holds several controlled optimizers ({', '.join(found)}): pass one of them"
+            f"the state holds several controlled optimizers ({', '.join(found)}): pass one of "
+            "them, for instance `opt_state.inner_states[label]` of `optax.partition`"
         )
     return _row(next(iter(found.values())))
 

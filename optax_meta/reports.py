@@ -297,9 +297,11 @@ def _draw_log(label: str, scale: str, curves: _Curves, smoothing: int, width: fl
         style = plots.line_style(i)
         if len(curves) == 1 and smoothing > 1:
             ax.plot(x, y, color=style["color"], alpha=0.3, linewidth=0.8)
-        ax.plot(x, plots.running_mean(y, smoothing), label=name, **style)
+        marker = "o" if len(x) == 1 else ""
+        ax.plot(x, plots.running_mean(y, smoothing), label=name, marker=marker, **style)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set(xlabel="update", ylabel=label, yscale=scale)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     if len(curves) > 1:
         figure.legend(loc="outside right", frameon=False, fontsize="small")
     return figure

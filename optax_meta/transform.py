@@ -112,9 +112,8 @@ def control_hyperparams(
         hint = ": call it" if callable(controller) else ""
         raise ValueError(f"`controller` must be a Controller, got {controller!r}{hint}")
     interval = controller.decision_interval if decision_interval is None else decision_interval
-    is_traced = decision_interval is None and not isinstance(interval, (int, float, np.integer))
-    if isinstance(interval, np.integer):
-        interval = int(interval)
+    interval = int(interval) if isinstance(interval, np.integer) else interval
+    is_traced = decision_interval is None and not isinstance(interval, (int, float))
     if not is_traced and interval != math.inf and not (isinstance(interval, int) and interval >= 1):
         raise ValueError(
             f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
@@ -289,7 +288,10 @@ def _split(
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         optimizer = getattr(inner_factory, "__name__", "the optimizer")
-        raise TypeError(f"`{optimizer}`: {error}; it takes {signature}") from None
+        names = ", ".join(signature.parameters)
+        wrong = [name for name in kwargs if name not in signature.parameters]
+        what = f"got an unexpected argument {wrong[0]!r}" if wrong else str(error)
+        raise TypeError(f"`{optimizer}`: {what}; its arguments are {names}") from None
     bound.apply_defaults()
     rest = {p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD}
     values = dict(bound.arguments)
@@ -322,8 +324,9 @@ def _starting_value(
         numeric = [k for k, v in values.items() if _is_number(v)] or ["none"]
         raise ValueError(
             f"the controller steers `{name}`, which `{optimizer}` does not have; its "
-            f"hyperparameters are: {', '.join(numeric)}. Choose another optimizer, or what the "
-            "controller steers (for `reinforce`: `action_space=optax_meta.actions.learning_rate()`)"
+            f"hyperparameters are: {', '.join(numeric)}. Choose another optimizer, in a function "
+            f"of your own name the argument `{name}`, or choose what the controller steers (for "
+            "`reinforce`: `action_space=optax_meta.actions.learning_rate()`)"
         )
     value = values[name]
     if not _is_number(value) or jnp.shape(value) != ():
@@ -382,14 +385,53 @@ def _update(
     updates: optax.Updates,
     state: ControlState,
     params: optax.Params | None = None,
+    *unnamed: Any,
     **extra_args: Any,
 ) -> tuple[optax.Updates, ControlState]:
+    if unnamed:
+        raise ValueError(
+            "`update` takes gradients, state and parameters by position and the rest by name: "
+            "`tx.update(grads, state, params, value=loss)`"
+        )
     if not isinstance(state, ControlState):
         raise ValueError(
             f"`state` must come from this transformation's `init`, got {type(state).__name__}; a "
             "state restored from a checkpoint needs `init`'s as its target"
         )
     _check_shapes(updates, params)
+    try:
+        return _step(controller, interval, axis_name, build, updates, state, params, extra_args)
+    except Exception as error:
+        if _is_own(controller, state):
+            raise
+        raise ValueError(
+            "`state` is that of another controller, or of another version of this one: start from "
+            "`init`, or fit what was saved with `optax_meta.graft`"
+        ) from error
+
+
+def _is_own(controller: Controller, state: ControlState) -> bool:
+    """Tell whether a state has the structure that this controller's own has."""
+    if set(state.hyperparams) != set(controller.hyperparams):
+        return False
+    fresh = jax.tree.structure(controller.init(dict(state.hyperparams)))
+    has_sample = bool(jax.tree.leaves(state.last_params))
+    return (
+        fresh == jax.tree.structure(state.controller_state)
+        and has_sample == controller.needs_alignment
+    )
+
+
+def _step(
+    controller: Controller,
+    interval: Any,
+    axis_name: str | None,
+    build: Callable[..., optax.GradientTransformation],
+    updates: optax.Updates,
+    state: ControlState,
+    params: optax.Params | None,
+    extra_args: Mapping[str, Any],
+) -> tuple[optax.Updates, ControlState]:
     measured, last_params = _measure(controller, axis_name, updates, state, params, extra_args)
     known = Statistics.unpack(state.statistics)
     if controller.guards_nonfinite and controller.max_growth < math.inf:
@@ -445,7 +487,8 @@ def _measure(
     """Return what `metrics.Statistics` averages, float32[7], and the parameters' sample."""
     if controller.needs_value and extra_args.get("value") is None:
         raise ValueError(
-            "the controller needs the loss: call `tx.update(grads, state, params, value=loss)`"
+            "the controller needs the loss: call `tx.update(grads, state, params, value=loss)`, "
+            "under Flax NNX `optimizer.update(model, grads, value=loss)`"
         )
     if controller.needs_alignment and params is None:
         raise ValueError(

@@ -106,12 +106,15 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     paths = {"comparison": reports.write_report(comparison(), folder / "comparison")}
     lines = (folder / "comparison" / "records" / "learned.jsonl").read_text().splitlines()
-    texts = {"run": lines[:STEPS], "meta-training": map(json.dumps, log_rows(1500))}
+    texts = {
+        "run": lines[:STEPS],
+        "meta-training": map(json.dumps, log_rows(1500)),
+        "young": [json.dumps({"update": i, f"fall/family-{i}": 1.0 * i}) for i in (1, 2, 3)],
+    }
     for name, rows in texts.items():
         (folder / name).mkdir()
-        (folder / name / ("log.jsonl" if name == "meta-training" else "mine.jsonl")).write_text(
-            "\n".join(rows) + "\n"
-        )
+        file = folder / name / ("mine.jsonl" if name == "run" else "log.jsonl")
+        file.write_text("\n".join(rows) + "\n")
         paths[name] = reports.rebuild_report(folder / name)
     return paths
 
@@ -338,3 +341,9 @@ def test_on_paper(name, visit):
     for picture in pictures.all():
         assert 100 < picture.bounding_box()["height"] < 27.7 / 2.54 * 96
     assert luminance(tab.evaluate("getComputedStyle(document.body).color")) < 0.1
+
+
+def test_lines_of_one_point_are_dots_and_updates_are_whole(visit):
+    chart = chart_of(visit("young"), "fall")
+    assert chart.locator("circle.dot").count() == 3
+    assert ticks(chart)[:3] == ["1", "2", "3"]

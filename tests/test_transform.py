@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,6 +221,7 @@ def test_several_controllers_are_told_apart():
     assert set(optax_meta.hyperparams(state)) == names
     with pytest.raises(ValueError, match=r"several controlled optimizers \(a, b\)"):
         optax_meta.record(state)
+    assert optax_meta.record(state.inner_states["a"]).decision is None
 
 
 PARAMS = {"w": jnp.ones((2, 3))}
@@ -288,6 +291,43 @@ def test_gradients_that_do_not_fit_the_parameters():
     message = r"the gradient of `w` has shape \(3,\), its parameter \(2, 3\)"
     with pytest.raises(ValueError, match=message):
         tx.update({"w": jnp.ones(3)}, tx.init(PARAMS), PARAMS, value=1.0)
+
+
+def test_a_misnamed_argument_is_told_the_names():
+    with pytest.raises(TypeError, match=r"`adamw`: .*'lr'; its arguments are learning_rate, b1"):
+        control_hyperparams(optax.adamw, PLATEAU)(lr=1e-3)
+    with pytest.raises(ValueError, match="in a function of your own name the argument `learning"):
+        control_hyperparams(lambda lr: optax.sgd(2 * lr), PLATEAU)(0.1)
+
+
+def test_a_loss_without_its_name():
+    tx = control_hyperparams(optax.adamw, PLATEAU)(1e-3)
+    with pytest.raises(ValueError, match=r"the rest by name: `tx.update\(.*, value=loss\)`"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, 1.0)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_state_of_another_controller(jitted):
+    controllers = {
+        "plateau": PLATEAU,
+        "reinforce": optax_meta.reinforce(),
+        "learned": optax_meta.learned(optax_meta.load_policy("any-lr-v1")),
+    }
+    made = {k: control_hyperparams(optax.adamw, c)(1e-3) for k, c in controllers.items()}
+    for one, other in itertools.permutations(made, 2):
+        update = jax.jit(made[one].update) if jitted else made[one].update
+        state = made[other].init(PARAMS)
+        with pytest.raises(ValueError, match="`state` is that of another controller"):
+            update(PARAMS, state, PARAMS, value=1.0)
+
+
+def test_an_error_of_the_controller_is_its_own():
+    def broken(metrics, state, hyperparams):
+        raise KeyError(metrics, state, hyperparams)
+
+    tx = control_hyperparams(optax.sgd, Controller(lambda hyperparams: (), broken))(0.1)
+    with pytest.raises(KeyError, match="Metrics"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0)
 
 
 def test_a_state_from_elsewhere():

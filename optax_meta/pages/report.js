@@ -17,8 +17,8 @@
     const a = Math.abs(v);
     return a !== 0 && (a < 1e-3 || a >= 1e5) ? v.toExponential(2).replace(/\.?0*e\+?/, "e") : String(Number(v.toPrecision(4)));
   };
-  const linearTicks = (lo, hi, count) => {
-    const raw = (hi - lo) / count, base = 10 ** Math.floor(Math.log10(raw));
+  const linearTicks = (lo, hi, count, least = 0) => {
+    const raw = Math.max((hi - lo) / count, least), base = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((m) => m * base).find((s) => s >= raw) || raw;
     const ticks = [];
     for (let v = Math.ceil(lo / step) * step; v <= hi + step * 1e-9; v += step) ticks.push(Number(v.toPrecision(12)));
@@ -126,7 +126,7 @@
         svg.append(make("line", { class: "grid", x1: M.left, x2: W - M.right, y1: sy(v), y2: sy(v) }),
           make("text", { x: M.left - 6, y: sy(v) + 4, "text-anchor": "end" }, show(v)));
       }
-      for (const v of linearTicks(...view.x, W < 600 ? 4 : 8)) {
+      for (const v of linearTicks(...view.x, W < 600 ? 4 : 8, 1)) {
         svg.append(make("text", { x: sx(v), y: H - M.bottom + 17, "text-anchor": "middle" }, show(v)));
       }
       svg.append(make("line", { class: "axis", x1: M.left, x2: W - M.right, y1: H - M.bottom, y2: H - M.bottom }),
@@ -136,8 +136,9 @@
       for (const [s] of visible()) {
         if (view.others) for (const o of s.others || []) lines.append(make("path", { d: path(o, s.step), class: `s${s.style % 7} other` }));
         lines.append(make("path", { d: path(s, s.step), ...style(s), "data-series": s.name }));
-        const steps = (s.decisions || []).map((d) => d[0]).filter((x) => x >= view.x[0] && x <= view.x[1]);
-        // A dot for each decision where there is room for them.
+        const marked = s.x.length === 1 ? s.x : (s.decisions || []).map((d) => d[0]);
+        const steps = marked.filter((x) => x >= view.x[0] && x <= view.x[1]);
+        // A dot for each decision where there is room for them, and for a line of one point.
         if (steps.length * 8 < W) for (const x of steps) {
           const v = valueAt(s, x);
           if (usable(v)) lines.append(make("circle", { class: `s${s.style % 7} dot`, cx: sx(x), cy: sy(v), r: 2.5 }));
