@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from protocol import OPTIMIZERS, guided
 from test_tasks import TEST
 
@@ -49,7 +48,7 @@ def losses(
     def run(rate: jax.Array, seed: jax.Array) -> jax.Array:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         params = task.init(init_key)
-        tx = optax.with_extra_args_support(contender.make(factory, rate, jnp.int32(steps)))
+        tx = contender.transformation(factory, rate, jnp.int32(steps))
 
         def step(carry: tuple[Any, Any], t: jax.Array) -> tuple[Any, jax.Array]:
             params, state, loss = train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)
@@ -86,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     policy = optax_meta.load_policy(options.policy)
     ours = guided(policy)
-    blind = Contender.from_controller(lambda steps: optax_meta.learned(policy))  # noqa: ARG005
+    blind = ours._replace(settings=(policy.params, 0))
     seeds, rows = np.arange(options.seeds), []
     for name in ("digits", "convolution"):
         task = switched(TEST[name](), options.steps // 2)

@@ -123,10 +123,14 @@ BASELINES: dict[str, Contender] = {
 
 
 def guided(policy: optax_meta.Policy) -> Contender:
-    """Return the contender of a frozen policy that knows the horizon."""
+    """Return the contender of a frozen policy; settings: parameters, and 1 to tell the length."""
+
+    def make(steps: jax.Array, settings: Any) -> optax_meta.Controller:
+        params, is_told = settings
+        return optax_meta.learned(policy._replace(params=params), total_steps=is_told * steps)
+
     return Contender.from_controller(
-        lambda steps: optax_meta.learned(policy, total_steps=steps),
-        any_start=policy.guide.calibration_steps > 0,
+        make, settings=(policy.params, 1), any_start=policy.guide.calibration_steps > 0
     )
 
 
@@ -135,17 +139,15 @@ def policies(names: list[str]) -> dict[str, Contender]:
     loaded = {Path(name).stem: optax_meta.load_policy(name) for name in names}
     found = {name: guided(policy) for name, policy in loaded.items()}
     for name, policy in loaded.items():
-        found[f"{name}, no horizon"] = Contender.from_controller(
-            lambda steps, policy=policy: optax_meta.learned(policy),  # noqa: ARG005
-            any_start=policy.guide.calibration_steps > 0,
-        )
+        whole = found[name]
+        found[f"{name}, no horizon"] = whole._replace(settings=(policy.params, 0))
         hold = optax_meta.init_policy(
             jax.random.key(0),
             encoder=policy.encoder,
             action_space=policy.action_space,
             guide=policy.guide,
         )
-        found["guide alone (hold)"] = guided(hold)
+        found["guide alone (hold)"] = whole._replace(settings=(hold.params, 1))
     return found
 
 

@@ -36,12 +36,12 @@ class Contender(NamedTuple):
 
     Attributes:
         make: (factory of the inner optimizer, starting rate as float32[], steps as int32[]) → what
-            is trained with.
+            is trained with; where there are `settings` they come fourth.
+        settings: numbers or arrays, traced. Contenders that differ in these alone, made from one by
+            `_replace(settings=…)`, share their compiled programs.
         optimizers: names of the inner optimizers that it is for; None for any.
         params: (optimizer state, parameters) → the parameters to evaluate; None for these.
         any_start: whether every starting rate gives the same run, which is then made once.
-        schedule: index into `SCHEDULES` and the rate, None for the starting one, of a contender
-            that is a schedule of the sweep and can share its compiled program.
 
     Example:
         >>> cosine = optax_meta.protocol.Contender(
@@ -49,24 +49,29 @@ class Contender(NamedTuple):
         ... )
     """
 
-    make: Callable[[Factory, jax.Array, jax.Array], optax.GradientTransformation]
+    make: Callable[..., optax.GradientTransformation]
+    settings: Any = None
     optimizers: tuple[str, ...] | None = None
     params: Callable[[Any, Any], Any] | None = None
     any_start: bool = False
-    schedule: tuple[int, float | None] | None = None
 
     @classmethod
     def from_controller(
-        cls, make: Callable[[jax.Array], Controller], *, any_start: bool = False
+        cls, make: Callable[..., Controller], *, settings: Any = None, any_start: bool = False
     ) -> "Contender":
         """Return the contender of a controller.
 
         Args:
-            make: length of the run, int32[] → controller.
+            make: length of the run, int32[] → controller; where there are settings they come
+                second.
+            settings: as in `Contender`.
             any_start: as in `Contender`.
         """
         return cls(
-            lambda factory, rate, steps: control_hyperparams(factory, make(steps))(rate),
+            lambda factory, rate, steps, *settings: control_hyperparams(
+                factory, make(steps, *settings)
+            )(rate),
+            settings=settings,
             any_start=any_start,
         )
 
@@ -78,14 +83,24 @@ class Contender(NamedTuple):
             kind: out of `SCHEDULES`.
             rate: its highest learning rate; None for the starting rate.
         """
-        index = SCHEDULES.index(kind)
         return cls(
-            lambda factory, start, steps: factory(
-                learning_rate=schedule(index, start if rate is None else rate, steps)
-            ),
+            _scheduled,
+            settings=(SCHEDULES.index(kind), np.nan if rate is None else rate),
             any_start=rate is not None,
-            schedule=(index, rate),
         )
+
+    def transformation(
+        self, factory: Factory, rate: Any, steps: Any
+    ) -> optax.GradientTransformationExtraArgs:
+        """Return what is trained with.
+
+        Args:
+            factory: of the inner optimizer.
+            rate: where to start, float32[].
+            steps: length of the run, int32[].
+        """
+        given = () if self.settings is None else (self.settings,)
+        return optax.with_extra_args_support(self.make(factory, rate, steps, *given))
 
 
 class Score(NamedTuple):
@@ -327,54 +342,66 @@ class _Runs(NamedTuple):
 
     task: Task
     factory: Factory
-    compiled: dict[str, Any]
+    compiled: dict[Any, Any]
     compiler_options: dict[str, Any] | None
 
     def __call__(
-        self, name: str, contender: Contender | None, rates: Any, kinds: Any, seeds: Any, steps: int
+        self, contender: Contender, rates: Any, seeds: Any, steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the evaluated losses before and after, float[K, S]; None: of schedules."""
-        if name not in self.compiled:
-            run = jax.vmap(
-                partial(_train, self.task, self.factory, contender), (None, None, 0, None)
+        """Return the evaluated losses before and after, float[K, S]."""
+        key = _program(contender)
+        if key not in self.compiled:
+            run = partial(_train, self.task, self.factory, contender._replace(settings=None))
+            over_seeds = jax.vmap(run, (None, None, 0, None))
+            self.compiled[key] = jax.jit(
+                jax.vmap(over_seeds, (None, 0, None, None)), compiler_options=self.compiler_options
             )
-            self.compiled[name] = jax.jit(
-                jax.vmap(run, (0, 0, None, None)), compiler_options=self.compiler_options
-            )
-        rate, kind = np.broadcast_arrays(np.asarray(rates, np.float32), np.int32(kinds))
-        out = self.compiled[name](rate, kind, np.asarray(seeds, np.uint32), np.int32(steps))
+        settings = jax.tree.map(np.asarray, contender.settings)
+        rate, seed = np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
+        out = self.compiled[key](settings, rate, seed, np.int32(steps))
         return np.asarray(out[0], float), np.asarray(out[1], float)
 
     def oracle(self, steps: int, oracle_seeds: int, scored: np.ndarray) -> dict[str, Any]:
         """Choose the best schedule of the sweep and run it on the seeds that are scored."""
-        rates = np.repeat(SWEEP_RATES, len(SCHEDULES))
-        kinds = np.tile(np.arange(len(SCHEDULES)), len(SWEEP_RATES))
         chosen_on = _ORACLE_SEED + np.arange(oracle_seeds)
-        initial, final = self("sweep", None, rates, kinds, chosen_on, steps)
-        tuned = np.where(np.isfinite(final), np.minimum(final, initial), initial).mean(axis=1)
-        best = int(np.argmin(tuned))
-        one = slice(best, best + 1)
-        initial, final = self("sweep", None, rates[one], kinds[one], scored, steps)
+        tuned = []
+        for kind in SCHEDULES:
+            initial, final = self(Contender.from_schedule(kind), SWEEP_RATES, chosen_on, steps)
+            held = np.where(np.isfinite(final), np.minimum(final, initial), initial)
+            tuned.append(held.mean(axis=1))
+        kind, index = np.unravel_index(np.argmin(tuned), np.shape(tuned))
+        chosen = Contender.from_schedule(SCHEDULES[kind])
+        initial, final = self(chosen, SWEEP_RATES[index : index + 1], scored, steps)
         return {
             "initial": initial[0].tolist(),
             "oracle": {
-                "schedule": SCHEDULES[kinds[best]],
-                "rate": float(rates[best]),
+                "schedule": SCHEDULES[kind],
+                "rate": SWEEP_RATES[index],
                 "losses": final[0].tolist(),
             },
         }
 
     def judge(
-        self, name: str, contender: Contender, rates: Sequence[float], seeds: Any, steps: int
+        self, contender: Contender, rates: Sequence[float], seeds: Any, steps: int
     ) -> list[list[float]]:
         """Return the final losses of one contender, float[K][S]."""
         few = rates[:1] if contender.any_start else rates
-        if contender.schedule is None:
-            final = self(name, contender, few, 0, seeds, steps)[1]
-        else:
-            kind, rate = contender.schedule
-            final = self("sweep", None, few if rate is None else [rate], kind, seeds, steps)[1]
+        # A schedule runs one rate at a time, as that of the oracle does: the same program.
+        parts = [[rate] for rate in few] if contender.make is _scheduled else [few]
+        final = np.concatenate([self(contender, part, seeds, steps)[1] for part in parts])
         return np.broadcast_to(final, (len(rates), final.shape[1])).tolist()
+
+
+def _program(contender: Contender) -> Any:
+    """Return what contenders that can share a compiled program have in common."""
+    return contender.make, contender.params
+
+
+def _scheduled(
+    factory: Factory, start: jax.Array, steps: jax.Array, settings: Any
+) -> optax.GradientTransformation:
+    kind, rate = settings
+    return factory(learning_rate=schedule(kind, jnp.where(jnp.isnan(rate), start, rate), steps))
 
 
 def _cell(
@@ -402,14 +429,16 @@ def _cell(
         found = {}
         for name in names:
             announce(name)
-            found[name] = runs.judge(name, contenders[name], rates, scored, steps)
+            found[name] = runs.judge(contenders[name], rates, scored, steps)
         return found
 
-    missing = [name for name in contenders if name not in cell["losses"]]
-    shared = [name for name in missing if contenders[name].schedule is not None]
-    groups = [shared, *([name] for name in missing if name not in shared)]
+    groups: dict[Any, list[str]] = {}
+    for name, contender in contenders.items():
+        if name not in cell["losses"]:
+            groups.setdefault(_program(contender), []).append(name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        losses = {name: loss for part in pool.map(judge, groups) for name, loss in part.items()}
+        parts = pool.map(judge, groups.values())
+        losses = {name: loss for part in parts for name, loss in part.items()}
     losses = {**cell["losses"], **losses}
     return {**cell, "losses": {n: losses[n] for n in dict.fromkeys([*contenders, *losses])}}
 
@@ -417,25 +446,21 @@ def _cell(
 def _train(
     task: Task,
     factory: Factory,
-    contender: Contender | None,
+    contender: Contender,
+    settings: Any,
     rate: jax.Array,
-    kind: jax.Array,
     seed: jax.Array,
     steps: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the evaluated loss before and after a run of any length."""
     init_key, data_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
-    if contender is None:
-        made = factory(learning_rate=schedule(kind, rate, steps))
-    else:
-        made = contender.make(factory, rate, steps)
-    tx = optax.with_extra_args_support(made)
+    tx = contender._replace(settings=settings).transformation(factory, rate, steps)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]
 
     final, opt_state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
-    if contender is not None and contender.params is not None:
+    if contender.params is not None:
         final = contender.params(opt_state, final)
     return figures_at(task, params, 0)["loss"], figures_at(task, final, steps)["loss"]

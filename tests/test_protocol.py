@@ -105,7 +105,7 @@ def test_scores():
 
 
 def test_a_method_for_one_optimizer_runs_there_alone():
-    only = Contender(HOLD.make, optimizers=("adamw",))
+    only = HOLD._replace(optimizers=("adamw",))
     assert list(judge(hold=HOLD, only=only)[0]["losses"]) == ["hold"]
 
 
