@@ -6,6 +6,7 @@ Unlike the families that policies are trained on, and unlike the test tasks.
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -96,6 +97,42 @@ def poisson(*, batch_size: int = 32) -> Task:
     )
 
 
+class _Encoder(nn.Module):
+    """One block of attention, normalized after each addition."""
+
+    tokens: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        length = x.shape[1]
+        h = nn.Embed(self.tokens, self.width)(x)
+        h += nn.Embed(length, self.width)(jnp.arange(length))[None]
+        h = nn.LayerNorm()(h + nn.MultiHeadDotProductAttention(2)(h))
+        h = nn.LayerNorm()(h + nn.Dense(self.width)(nn.relu(nn.Dense(2 * self.width)(h))))
+        return nn.Dense(self.tokens)(h)
+
+
+def sorting(*, tokens: int = 10, length: int = 8, batch_size: int = 8) -> Task:
+    """Sort eight of ten symbols, 5 % of them replaced in the answer, by a block of attention."""
+    model = _Encoder(tokens, 16)
+
+    def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        x_key, flip_key, other_key = jax.random.split(key, 3)
+        x = jax.random.randint(x_key, (count, length), 0, tokens)
+        flip = jax.random.bernoulli(flip_key, 0.05, x.shape)
+        other = jax.random.randint(other_key, x.shape, 0, tokens)
+        return x, jnp.where(flip, other, jnp.sort(x, axis=1))
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        x, y = batch
+        logits = jnp.asarray(model.apply(params, x))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+
+    x = jnp.zeros((1, length), jnp.int32)
+    return _streamed("sorting", model, x, draw, loss, batch_size, held_out=512)
+
+
 def _streamed(
     name: str,
     model: Any,
@@ -103,8 +140,9 @@ def _streamed(
     draw: Callable[[jax.Array, int], Any],
     loss: Callable[[Any, Any], jax.Array],
     batch_size: int,
+    held_out: int = 2048,
 ) -> Task:
-    fixed = draw(jax.random.key(99), 2048)
+    fixed = draw(jax.random.key(99), held_out)
     return Task(
         name,
         name,
@@ -115,4 +153,10 @@ def _streamed(
     )
 
 
-VALIDATION = {"spirals": spirals, "friedman": friedman, "parity": parity, "poisson": poisson}
+VALIDATION = {
+    "spirals": spirals,
+    "friedman": friedman,
+    "parity": parity,
+    "poisson": poisson,
+    "sorting": sorting,
+}
