@@ -60,6 +60,38 @@ def test_families_give_finite_losses_and_gradients(name):
     assert np.unique(evaluated).size == 32
 
 
+def test_a_run_on_shifting_data_is_judged_by_those_at_its_end():
+    family = families.drifting(sizes=(4, 8, 1))
+    task = family.build({**family.sample(jax.random.key(0)), "radians_per_step": np.pi / 100})
+    key = jax.random.key(1)
+    trajectory = optax_meta.rollout(fresh_policy(), task, key, total_steps=100, learning_rate=1e-9)
+    params = task.init(jax.random.split(key)[0])
+    for figures, step in ((trajectory.initial, 0), (trajectory.final, 100)):
+        np.testing.assert_allclose(
+            figures["loss"], tasks.figures_at(task, params, step)["loss"], rtol=1e-5
+        )
+    # After half a turn the targets have the other sign.
+    x, targets, _ = batch = task.sample(key)
+    opposite = task.loss(params, (x, -targets, 0.0))
+    np.testing.assert_allclose(task.loss(params, task.shift(batch, 100)), opposite, rtol=1e-4)
+    assert abs(float(trajectory.final["loss"] / trajectory.initial["loss"]) - 1.0) > 1e-3
+
+
+def test_classes_of_the_transformer_family_depend_on_a_token_before():
+    family = families.transformers(tokens=5, length=4, batch_size=4000)
+    drawn = family.sample(jax.random.key(3))
+    x, y = family.build(drawn).sample(jax.random.key(4))
+    other = jnp.roll(x, drawn["lag"], axis=1)
+    for lookup, bound in ((other, 0.02), (x, np.inf)):
+        log_probs = jax.nn.log_softmax(drawn["own"][x] + drawn["other"][lookup])
+        expected = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1).mean()
+        found = -jnp.take_along_axis(log_probs, y[..., None], axis=-1).mean()
+        assert abs(found - expected) < bound
+    assert found > expected + 0.1  # looking at the token itself alone does not explain them
+    counts = jnp.bincount(x.ravel(), length=5) / x.size
+    np.testing.assert_allclose(counts, jax.nn.softmax(drawn["frequency"]), atol=0.02)
+
+
 def test_a_rollout_is_the_run_that_users_run():
     policy = fresh_policy(guide=Guide(dense_steps=3, num_decisions=5))
     task, key = tasks.quadratic(dim=3), jax.random.key(4)
