@@ -80,7 +80,7 @@ def adam_only(make: Callable[[Any], Any], **options: Any) -> Contender:
     """Return a method that replaces AdamW; it gets the run's length if it wants it."""
     return Contender(
         lambda factory, rate, steps: make(steps),  # noqa: ARG005
-        ("adamw",),
+        optimizers=("adamw",),
         any_start=True,
         **options,
     )
@@ -106,6 +106,16 @@ BASELINES: dict[str, Contender] = {
     "dadapt": adam_only(lambda steps: contrib.dadapt_adamw(1.0)),  # noqa: ARG005
     "dadapt + linear": adam_only(lambda steps: contrib.dadapt_adamw(linear(steps))),
     "momo": adam_only(lambda steps: contrib.momo_adam()),  # noqa: ARG005
+    "dog": Contender(
+        lambda factory, rate, steps: contrib.dog(1.0),  # noqa: ARG005
+        optimizers=("sgd",),
+        any_start=True,
+    ),
+    "schedule-free": Contender(
+        lambda factory, rate, steps: contrib.schedule_free_adamw(rate),  # noqa: ARG005
+        optimizers=("adamw",),
+        params=contrib.schedule_free_eval_params,
+    ),
     "cocob": adam_only(lambda steps: contrib.cocob()),  # noqa: ARG005
     "reinforce from scratch": controlled(
         lambda steps: optax_meta.reinforce(  # noqa: ARG005
@@ -148,6 +158,16 @@ def policies(names: list[str]) -> dict[str, Contender]:
             guide=policy.guide,
         )
         found["guide alone (hold)"] = whole._replace(settings=(hold.params, 1))
+    return found
+
+
+def with_best_single(cells: list[dict[str, Any]], judge: Callable[..., Any]) -> list[Any]:
+    """Run for each optimizer the one schedule that serves all of its cells best."""
+    found = []
+    for name in dict.fromkeys(cell["optimizer"] for cell in cells):
+        kind, rate = protocol.best_single([c for c in cells if c["optimizer"] == name])
+        single = {"best single schedule": Contender.from_schedule(kind, rate)}
+        found += judge(single, {name: OPTIMIZERS[name]})
     return found
 
 
@@ -206,10 +226,9 @@ def main() -> None:
     chosen = tuple(BASELINES) if options.full else FAST_BASELINES
     baselines = {} if options.no_baselines else {name: BASELINES[name] for name in chosen}
     contenders = policies(options.policies) | baselines
-    cells = protocol.judge(
+    judge = partial(
+        protocol.judge,
         [make() for make in tier.values()],
-        contenders,
-        {name: OPTIMIZERS[name] for name in cut.optimizers},
         learning_rates=cut.rates,
         horizons=cut.horizons,
         seeds=cut.seeds,
@@ -218,6 +237,9 @@ def main() -> None:
         compiler_options=None if options.full else {"xla_backend_optimization_level": 1},
         progress=lambda label: print(label, file=sys.stderr, flush=True),
     )
+    cells = judge(contenders, {name: OPTIMIZERS[name] for name in cut.optimizers})
+    if baselines:
+        cells = with_best_single(cells, judge)
     print(table(cells))
     for name in options.policies:
         stem = Path(name).stem

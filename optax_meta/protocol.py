@@ -192,9 +192,10 @@ def judge(
         progress: called with what is done next, from several threads.
 
     Returns:
-        One dict for each task, optimizer and horizon: their names; "initial" float[S]; "oracle":
-        kind, rate and float[S] of its losses; "floor"; and "losses", by method float[K][S] for K
-        starting rates and S seeds.
+        One dict for each task, optimizer and horizon: their names; "initial" float[S]; "sweep"
+        float[3][13], the mean losses that the oracle is chosen by; "oracle": kind, rate and
+        float[S] of its losses; "floor"; and "losses", by method float[K][S] for K starting rates
+        and S seeds.
 
     Raises:
         ValueError: fewer than two seeds, or two tasks of one name.
@@ -281,6 +282,29 @@ def comparable(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         1
     """
     return [cell for cell in cells if np.all(np.isfinite(cell["oracle"]["losses"]))]
+
+
+def best_single(cells: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
+    """Return the one schedule of the sweep that serves all cells best, in hindsight.
+
+    Args:
+        cells: from `judge`, of one inner optimizer.
+
+    Returns:
+        Kind and highest rate, for `Contender.from_schedule`: those of the lowest geometric mean of
+        capped ratios to each cell's best, on the seeds that the oracle is chosen on.
+
+    Example:
+        >>> sweep = np.ones((3, 13))
+        >>> sweep[2, 4] = 0.5
+        >>> kind, rate = optax_meta.protocol.best_single([{"floor": 0.0, "sweep": sweep}])
+        >>> print(kind, round(rate, 6))
+        cosine 0.001
+    """
+    excess = [np.array(cell["sweep"], float) - cell["floor"] for cell in cells]
+    logs = [np.log(np.clip(x / max(x.min(), 1e-12), 1.0, CAP)) for x in excess]
+    kind, index = np.unravel_index(np.argmin(np.mean(logs, axis=0)), np.shape(logs[0]))
+    return SCHEDULES[kind], SWEEP_RATES[index]
 
 
 def ratios(cell: Mapping[str, Any], method: str) -> tuple[np.ndarray, np.ndarray]:
@@ -374,6 +398,7 @@ class _Runs(NamedTuple):
         initial, final = self(chosen, SWEEP_RATES[index : index + 1], scored, steps)
         return {
             "initial": initial[0].tolist(),
+            "sweep": np.stack(tuned).tolist(),
             "oracle": {
                 "schedule": SCHEDULES[kind],
                 "rate": SWEEP_RATES[index],

@@ -12,6 +12,7 @@ import optax_meta
 from optax_meta import families, protocol, tasks
 from optax_meta.protocol import Contender
 
+PLAIN = Contender.from_schedule("constant")
 HOLD = Contender.from_controller(lambda steps: optax_meta.constant())
 
 
@@ -107,6 +108,33 @@ def test_scores():
 def test_a_method_for_one_optimizer_runs_there_alone():
     only = HOLD._replace(optimizers=("adamw",))
     assert list(judge(hold=HOLD, only=only)[0]["losses"]) == ["hold"]
+
+
+def test_contenders_that_differ_in_their_settings_share_a_program():
+    traces = []
+
+    def make(factory, rate, steps, factor):
+        traces.append(steps)
+        return factory(learning_rate=factor * rate)
+
+    once = Contender(make, settings=1.0)
+    cells = judge(once=once, tenfold=once._replace(settings=10.0), same=PLAIN)
+    assert len(traces) == 1
+    for cell in cells:
+        losses = cell["losses"]
+        np.testing.assert_allclose(losses["once"], losses["same"], rtol=1e-5)
+        assert np.all(np.array(losses["tenfold"]) < losses["once"])
+
+
+def test_the_best_single_schedule_is_that_of_the_lowest_mean_ratio():
+    sweep = np.full((3, 13), 5.0)
+    sweep[0, 3], sweep[1, 7], sweep[2, 9] = 1.0, 4.0, 2.0
+    other = np.full((3, 13), 5.0)
+    other[0, 3], other[1, 7], other[2, 9] = 5.0, 1.0, 1.5
+    cells = [{"sweep": sweep.tolist(), "floor": 0.0}, {"sweep": other.tolist(), "floor": 0.0}]
+    assert protocol.best_single(cells) == ("cosine", protocol.SWEEP_RATES[9])
+    assert protocol.best_single(cells[:1]) == ("constant", protocol.SWEEP_RATES[3])
+    assert np.shape(judge()[0]["sweep"]) == (3, 13)
 
 
 def test_bad_arguments():
