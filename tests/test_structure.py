@@ -87,3 +87,9 @@ def test_the_distribution_has_one_version():
     from importlib.metadata import version
 
     assert version("optax-meta") == optax_meta.__version__
+
+
+def test_modules_that_docstrings_name_are_found():
+    code = "import optax_meta; optax_meta.checkpoints.read_card('any-lr-v1'); optax_meta.meta.runs"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not hasattr(optax_meta, "nothing")
