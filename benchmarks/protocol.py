@@ -1,11 +1,13 @@
 """Is a controller as good as a sweep? Methods judged by their ratio to a tuned schedule.
 
-Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped.
-Writes `protocol.json`, `start_sensitivity.png` and `performance_profile.png` beside this script and
-the table into the README.
+Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped;
+remove it when a policy was trained anew under the same name. Writes `protocol.json`,
+`start_sensitivity.png` and `performance_profile.png` beside this script and the table into the
+README.
 
-    python benchmarks/protocol.py            # the fast cut
-    python benchmarks/protocol.py --full     # all optimizers, horizons and ten seeds: hours
+    python benchmarks/protocol.py               # the fast cut: all tasks, not all optimizers
+    python benchmarks/protocol.py --cut medium  # three optimizers on all tasks: the README's table
+    python benchmarks/protocol.py --cut full    # all optimizers, horizons and ten seeds: hours
     python benchmarks/protocol.py --tier validation --policies mine.policy
 """
 
@@ -30,6 +32,7 @@ import optax_meta
 from optax_meta import plots, protocol
 from optax_meta.evaluation import library_versions
 from optax_meta.protocol import Contender
+from optax_meta.tasks import Task
 
 HERE = Path(__file__).parent
 OPTIMIZERS: dict[str, protocol.Factory] = {
@@ -43,19 +46,49 @@ OPTIMIZERS: dict[str, protocol.Factory] = {
 
 @dataclass(frozen=True)
 class Cut:
-    """A size of the benchmark."""
+    """A size of the benchmark.
+
+    Attributes:
+        every: each optimizer but AdamW is for every such task alone, from another one on each.
+        folder: where parts are kept; cuts of the same runs share it.
+    """
 
     optimizers: tuple[str, ...]
     rates: tuple[float, ...]
     horizons: tuple[int, ...]
     seeds: int
     oracle_seeds: int
+    every: int
+    folder: str
+
+    def tasks(self, optimizer: str, tasks: list[Task]) -> list[Task]:
+        """Return those that an optimizer is for."""
+        first = self.optimizers.index(optimizer)
+        return tasks if first == 0 else tasks[(first - 1) % self.every :: self.every]
 
 
-FAST = Cut(("adamw", "momentum", "lion"), (1e-5, 1e-3, 1e-1, 10.0), (500,), 3, 1)
-FULL_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0)
-FULL = Cut(tuple(OPTIMIZERS), FULL_RATES, (200, 1000, 5000), 10, 3)
-FAST_BASELINES = (
+SHORT: dict[str, Any] = {
+    "optimizers": ("adamw", "momentum", "lion"),
+    "rates": (1e-5, 1e-3, 1e-1, 10.0),
+    "horizons": (500,),
+    "seeds": 3,
+    "oracle_seeds": 1,
+    "folder": "short",
+}
+CUTS = {
+    "fast": Cut(**SHORT, every=3),
+    "medium": Cut(**SHORT, every=1),
+    "full": Cut(
+        optimizers=tuple(OPTIMIZERS),
+        rates=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0),
+        horizons=(200, 1000, 5000),
+        seeds=10,
+        oracle_seeds=3,
+        every=1,
+        folder="full",
+    ),
+}
+SHORT_BASELINES = (
     "warmup + cosine 1e-3",
     "constant",
     "cosine",
@@ -161,16 +194,6 @@ def policies(names: list[str]) -> dict[str, Contender]:
     return found
 
 
-def with_best_single(cells: list[dict[str, Any]], judge: Callable[..., Any]) -> list[Any]:
-    """Run for each optimizer the one schedule that serves all of its cells best."""
-    found = []
-    for name in dict.fromkeys(cell["optimizer"] for cell in cells):
-        kind, rate = protocol.best_single([c for c in cells if c["optimizer"] == name])
-        single = {"best single schedule": Contender.from_schedule(kind, rate)}
-        found += judge(single, {name: OPTIMIZERS[name]})
-    return found
-
-
 def table(cells: list[dict[str, Any]]) -> str:
     """Return the scores as Markdown."""
     lines = [
@@ -214,32 +237,37 @@ def picture(draw: Callable[..., Any], title: str, path: Path) -> None:
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--full", action="store_true", help="hours instead of minutes")
+    parser.add_argument("--cut", choices=CUTS, default="fast", help="minutes, more, or hours")
     parser.add_argument("--tier", choices=("test", "validation"), default="test")
     parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
     parser.add_argument("--no-baselines", action="store_true", help="policies alone")
     options = parser.parse_args()
-    cut = FULL if options.full else FAST
+    cut, is_short = CUTS[options.cut], options.cut != "full"
     tier = TEST if options.tier == "test" else VALIDATION
-    size = "full" if options.full else "fast"
-    chosen = tuple(BASELINES) if options.full else FAST_BASELINES
+    chosen = SHORT_BASELINES if is_short else tuple(BASELINES)
     baselines = {} if options.no_baselines else {name: BASELINES[name] for name in chosen}
     contenders = policies(options.policies) | baselines
+    tasks = [make() for make in tier.values()]
     judge = partial(
         protocol.judge,
-        [make() for make in tier.values()],
         learning_rates=cut.rates,
         horizons=cut.horizons,
         seeds=cut.seeds,
         oracle_seeds=cut.oracle_seeds,
-        folder=options.folder / f"{options.tier}-{size}",
-        compiler_options=None if options.full else {"xla_backend_optimization_level": 1},
+        folder=options.folder / f"{options.tier}-{cut.folder}",
+        compiler_options={"xla_backend_optimization_level": 1} if is_short else None,
         progress=lambda label: print(label, file=sys.stderr, flush=True),
     )
-    cells = judge(contenders, {name: OPTIMIZERS[name] for name in cut.optimizers})
-    if baselines:
-        cells = with_best_single(cells, judge)
+    cells = []
+    for name in cut.optimizers:
+        factory, fitting = {name: OPTIMIZERS[name]}, cut.tasks(name, tasks)
+        found = judge(fitting, contenders, factory)
+        if baselines:
+            kind, rate = protocol.best_single(found)
+            single = {"best single schedule": Contender.from_schedule(kind, rate)}
+            found = judge(fitting, single, factory)
+        cells += found
     print(table(cells))
     for name in options.policies:
         stem = Path(name).stem
@@ -247,7 +275,7 @@ def main() -> None:
             print(stem, field, {k: round(v, 3) for k, v in by(cells, field, stem).items()})
     if options.tier == "test" and not options.no_baselines and "any-lr-v1" in options.policies:
         rows = [score._asdict() for score in protocol.score(cells)]
-        results = {"cut": size, "versions": library_versions(), "scores": rows}
+        results = {"cut": options.cut, "versions": library_versions(), "scores": rows}
         results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
         README.write_text(insert(README.read_text(), "protocol", table(cells)))
         (HERE / "protocol.json").write_text(json.dumps(results, indent=1) + "\n")
