@@ -6,11 +6,16 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from threading import Thread
+from typing import Any, NoReturn, TypeVar
 
 import optax_meta
+
+_T = TypeVar("_T")
 
 # Named here too, since `--help` must answer before JAX is loaded; a test compares them.
 TASKS = ("digits", "digits-conv", "quadratic")
@@ -237,14 +242,17 @@ def _meta_train(options: argparse.Namespace) -> int:
             label = f"log-loss fell by {fall:.2f}, {rate:,.0f} inner steps a second"
             show(label, done, options.updates)
 
+        train = partial(runs.train, trainer, folder, updates=options.updates, seed=options.seed)
+        training = _in_thread(partial(train, progress=progress))
         try:
-            policy = runs.train(
-                trainer, folder, updates=options.updates, seed=options.seed, progress=progress
-            )
+            policy = training.result()
         except KeyboardInterrupt:
             _say("stopped; the same command goes on from the latest checkpoint")
             if (folder / "log.jsonl").exists():  # after the first update
                 _write_page(folder)
+            if not training.done():
+                sys.stdout.flush()
+                os._exit(130)  # XLA does not stop, and a run may be killed at any moment
             return 130
     path = folder / f"{options.recipe}.policy"
     notes = {
@@ -257,6 +265,20 @@ def _meta_train(options: argparse.Namespace) -> int:
         print(f"Policy: {path}")  # noqa: T201
         _write_page(folder)
     return 0
+
+
+def _in_thread(work: Callable[[], _T]) -> "Future[_T]":
+    """Start `work` in a thread, since Python hears of Ctrl-C in XLA only where it waits itself."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _write_page(folder: Path) -> None:

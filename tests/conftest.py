@@ -2,6 +2,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Most programs here are small and run once: compiling them takes longer than anything they do.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,14 @@ def run_values(tx, values, grads=None):
     values = jnp.asarray(values, jnp.float32)
     (params, state), rows = jax.lax.scan(step, (params, tx.init(params)), (values, grads))
     return rows, state, params
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Compile as users do, where bits or bytes are counted."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import optax
 import overhead
 import pytest
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def slope(name):
     """Bytes per parameter without what does not grow with the model."""

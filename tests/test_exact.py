@@ -13,6 +13,8 @@ from optax import contrib
 
 import optax_meta
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 STEPS = 300
 # They need more than a learning rate, or no gradient of a loss: tested with arguments below, or
 # not optimizers at all.

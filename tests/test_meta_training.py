@@ -1,5 +1,6 @@
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -101,11 +102,16 @@ def test_a_rollout_is_the_run_that_users_run():
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=0.1)
     params = task.init(init_key)
     state, seen = tx.init(params), []
-    for t in range(23):
+
+    @jax.jit
+    def step(t, params, state):
         batch = task.sample(jax.random.fold_in(data_key, t))
         loss, grads = jax.value_and_grad(task.loss)(params, batch)
         updates, state = tx.update(grads, state, params, value=loss)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for t in range(23):
+        params, state = step(t, params, state)
         row = optax_meta.record(state)
         if row.decided:
             seen.append((row.decision.observation, row.hyperparams["learning_rate"]))
@@ -313,6 +319,30 @@ def test_eight_devices_learn_what_one_does(tmp_path):
         found.append(np.load(path))
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
     assert np.ptp(found[0]) > 0.0
+
+
+def test_ctrl_c_does_not_wait_for_xla(tmp_path):
+    arguments = ["meta-train", "--groups", "2", "--devices", "1", "--out", str(tmp_path / "run")]
+    code = (
+        "import signal, sys\n"
+        "from optax_meta.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs\n"
+        f"sys.exit(main({arguments}))\n"
+    )
+    env = {**os.environ, "JAX_LOG_COMPILES": "1"}
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        while "Compiling jit(_run)" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(1.0)  # so that it is XLA that works, not Python
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors
+    assert "Finished XLA compilation of jit(_run)" not in errors
 
 
 SCRIPT = """

@@ -19,6 +19,8 @@ from test_contract import CONTROLLERS, STEPS, make, make_step, problem
 
 import optax_meta
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
