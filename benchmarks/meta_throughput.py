@@ -1,7 +1,9 @@
 """How fast is meta-training, beside a Python loop of jitted steps on the same task?
 
 Both train a task of the `relu` family under the same policy; one process, one device, alternating.
-Prints inner steps per second, how time grows with tasks and with steps, and what compiling costs.
+Prints inner steps per second, how time grows with tasks and with steps, what compiling costs, and
+the arithmetic behind it: operations a second beside those of large matrix products, which nothing
+on the same device exceeds.
 Writes `meta_throughput.json` beside this script.
 
     python benchmarks/meta_throughput.py
@@ -67,21 +69,32 @@ def main() -> None:
             params, state = step(params, state, key)
         return params
 
+    state = tx.init(task.init(jax.random.key(1)))
+    lowered = step.lower(task.init(jax.random.key(1)), state, jax.random.key(2))
+    flops = (lowered.compile().cost_analysis() or {})["flops"]
+    square = jnp.ones((2048, 2048))
+    product = jax.jit(jnp.matmul)
     step_keys = list(jax.random.split(jax.random.key(2), 200))
     times: dict[str, list[float]] = {"loop": [], **{f"{n} tasks": [] for n in keys}, "400": []}
+    times["product"] = []
     for repeat in range(6):
         took = {"loop": seconds(loop)}
         for count, some in keys.items():
             took[f"{count} tasks"] = seconds(lambda some=some: many(some, jnp.int32(200)))
         took["400"] = seconds(lambda: many(keys[256], jnp.int32(400)))
+        took["product"] = seconds(lambda: product(square, square))
         if repeat > 0:  # the first one compiles
             for name, value in took.items():
                 times[name].append(value)
     rate = {"loop": 200 / np.median(times["loop"])}
     rate |= {f"{n} tasks": n * 200 / float(np.median(times[f"{n} tasks"])) for n in keys}
+    peak = 2.0 * square.shape[0] ** 3 / float(np.median(times["product"]))
     results = {
         "inner_steps_per_second": {name: float(value) for name, value in rate.items()},
         "ratio_to_the_loop": {name: float(value / rate["loop"]) for name, value in rate.items()},
+        "flops_of_a_step": flops,
+        "flops_per_second_of_large_products": peak,
+        "highest_ratio_that_arithmetic_allows": float(peak / flops / rate["loop"]),
         "time_at_400_steps_over_200": float(np.median(np.divide(times["400"], times["256 tasks"]))),
         "compile_seconds_for_all_horizons": compiling,
         "versions": library_versions(),

@@ -1,12 +1,12 @@
 """Is a controller as good as a sweep? Methods judged by their ratio to a tuned schedule.
 
-Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped;
-remove it when a policy was trained anew under the same name. Writes `protocol.json`,
-`start_sensitivity.png` and `performance_profile.png` beside this script and the table into the
-README.
+Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped; a
+policy that was trained anew under the same name is run again. With `--write` the table goes into
+the README, and `protocol.json`, `start_sensitivity.png` and `performance_profile.png` beside this
+script.
 
     python benchmarks/protocol.py               # the fast cut: all tasks, not all optimizers
-    python benchmarks/protocol.py --cut medium  # three optimizers on all tasks: the README's table
+    python benchmarks/protocol.py --cut medium --write  # three optimizers: the README's table
     python benchmarks/protocol.py --cut full    # all optimizers, horizons and ten seeds: hours
     python benchmarks/protocol.py --tier validation --policies mine.policy
 """
@@ -91,7 +91,7 @@ CUTS = {
 SHORT_BASELINES = (
     "warmup + cosine 1e-3",
     "constant",
-    "cosine",
+    "warmup + cosine",
     "hypergradient",
     "mechanic",
     "prodigy + linear",
@@ -129,7 +129,7 @@ BASELINES: dict[str, Contender] = {
     "warmup + cosine 1e-3": Contender.from_schedule("cosine", 1e-3),
     "constant": Contender.from_schedule("constant"),
     "linear": Contender.from_schedule("linear"),
-    "cosine": Contender.from_schedule("cosine"),
+    "warmup + cosine": Contender.from_schedule("cosine"),
     "reduce_on_plateau": with_rate(lambda tx: optax.chain(tx, contrib.reduce_on_plateau())),
     "warmup + plateau": controlled(lambda steps: optax_meta.warmup_plateau(50)),  # noqa: ARG005
     "hypergradient": controlled(lambda steps: optax_meta.hypergradient()),  # noqa: ARG005
@@ -241,8 +241,12 @@ def main() -> None:
     parser.add_argument("--tier", choices=("test", "validation"), default="test")
     parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
+    parser.add_argument("--write", action="store_true", help="README, JSON and pictures")
     parser.add_argument("--no-baselines", action="store_true", help="policies alone")
     options = parser.parse_args()
+    is_whole = options.tier == "test" and not options.no_baselines
+    if options.write and not (is_whole and "any-lr-v1" in options.policies):
+        parser.error("--write is for any-lr-v1 beside the baselines on the test tasks")
     cut, is_short = CUTS[options.cut], options.cut != "full"
     tier = TEST if options.tier == "test" else VALIDATION
     chosen = SHORT_BASELINES if is_short else tuple(BASELINES)
@@ -273,7 +277,7 @@ def main() -> None:
         stem = Path(name).stem
         for field in ("task", "optimizer", "steps"):
             print(stem, field, {k: round(v, 3) for k, v in by(cells, field, stem).items()})
-    if options.tier == "test" and not options.no_baselines and "any-lr-v1" in options.policies:
+    if options.write:
         rows = [score._asdict() for score in protocol.score(cells)]
         results = {"cut": options.cut, "versions": library_versions(), "scores": rows}
         results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
@@ -282,9 +286,10 @@ def main() -> None:
         shown = {
             "any-lr-v1": "any-lr-v1 (ours)",
             "constant": "constant",
-            "cosine": "warm-up + cosine",
+            "warmup + cosine": "warmup + cosine",
+            "mechanic": "mechanic",
+            "hypergradient": "hypergradient",
         }
-        shown |= {"mechanic": "Mechanic", "hypergradient": "hypergradient"}
         picture(
             partial(plots.start_sensitivity, cells, shown),
             "Test tasks, geometric mean; lower is better",

@@ -1,7 +1,7 @@
 """Train, save with Orbax while training goes on, and resume: the resumed run is the same run.
 
-python examples/resume.py /tmp/run          # stop it whenever you like, even with kill -9,
-python examples/resume.py /tmp/run          # and start it again
+python examples/resume.py                   # stop it whenever you like, even with kill -9,
+python examples/resume.py                   # and start it again; checkpoints are in resume-run
 """
 
 import sys
@@ -62,4 +62,4 @@ def main(directory: str, steps: int = 200, save_every: int = 5):  # noqa: ANN201
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:2] or ["resume-run"])

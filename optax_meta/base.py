@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from optax_meta.metrics import Metrics
 
@@ -41,9 +43,10 @@ class Controller(NamedTuple):
     Attributes:
         init: (hyperparams) → state. Arrays only: the state is carried by `lax.scan` and saved.
         update: (metrics, state, hyperparams) → (hyperparams, state), called at each decision.
-        hyperparams: names of the hyperparameters it steers.
+        hyperparams: names of the hyperparameters it steers; `update` returns these and no other.
         decision_interval: steps between decisions; the first is taken at step 0. A whole number,
-            or int32[] where a horizon is traced.
+            int32[] where a horizon is traced, or a function of the step, int32[], that returns
+            whether one is due, bool[].
         dense_steps: decides at each of the first steps, whatever the interval.
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
@@ -77,6 +80,18 @@ class Controller(NamedTuple):
     needs_alignment: bool = False
     guards_nonfinite: bool = True
     max_growth: float = math.inf
+
+    def is_due(self, step: jax.Array) -> jax.Array:
+        """Return whether a decision is due at a step, bool[].
+
+        Args:
+            step: from 0, int32[].
+        """
+        interval: Any = self.decision_interval
+        if callable(interval):
+            return jnp.asarray(interval(step))
+        is_turn = jnp.bool_(False) if isinstance(interval, float) else step % interval == 0
+        return is_turn | (step < self.dense_steps)
 
 
 class EncoderInit(Protocol):
@@ -122,3 +137,28 @@ class Encoder(NamedTuple):
     name: str
     config: Mapping[str, Any] = {}
     needs_alignment: bool = False
+
+
+def check_whole(name: str, number: Any, least: int = 1) -> Any:
+    """Refuse what is no count; return it, a NumPy integer as an `int`.
+
+    Args:
+        name: of the argument, for the message.
+        number: an integer, or a traced scalar of integer dtype, whose value nothing can check.
+        least: smallest value allowed.
+
+    Raises:
+        ValueError: it is something else, or smaller.
+
+    >>> check_whole("patience", 2.5)
+    Traceback (most recent call last):
+    ValueError: `patience` must be a whole number ≥ 1, got 2.5
+    """
+    if isinstance(number, jax.Array):
+        is_count = jnp.issubdtype(number.dtype, jnp.integer) and number.shape == ()
+    else:
+        is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+        is_count = is_int and number >= least
+    if not is_count:
+        raise ValueError(f"`{name}` must be a whole number ≥ {least}, got {number!r}")
+    return int(number) if isinstance(number, np.integer) else number

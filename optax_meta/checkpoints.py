@@ -56,7 +56,8 @@ def save_policy(
             JSON values.
 
     Raises:
-        ValueError: the network is of another class, or the path cannot be written.
+        ValueError: the network is of another class, a parameter is not finite, or the path cannot
+            be written.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -72,6 +73,8 @@ def save_policy(
             "parameters of another network with Orbax"
         )
     params = np.asarray(ravel_pytree(policy.params)[0], np.float32)
+    if not np.all(np.isfinite(params)):
+        raise ValueError("the policy has parameters that are not finite: nothing was written")
     path = Path(path)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".policy-") as folder:
@@ -273,12 +276,13 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
         encoder = ENCODERS[name](**config)
     if list(encoder.features) != card["features"]:
         needed, got = list(map(str, card["features"])), list(encoder.features)
-        lacking = sorted(set(needed) - set(got)) or "nothing"
-        extra = sorted(set(got) - set(needed)) or "nothing"
+        gone = ", ".join(sorted(set(needed) - set(got))) or "none"
+        new = ", ".join(sorted(set(got) - set(needed))) or "none"
+        version = card.get("optax_meta_version", "unknown")
         raise ValueError(
-            f"it was made by version {card.get('optax_meta_version', 'unknown')} with other "
-            f"features: those of `{encoder.name}` here lack {lacking} and add {extra}, or come in "
-            "another order"
+            f"it has learned with other features than `{encoder.name}` has here (gone: {gone}; "
+            f"new: {new}; else their order): train it anew, or install the version that it came "
+            f"with, {version}"
         )
     sizes = card["hidden_sizes"]
     if len(sizes) > 100 or sum(sizes) > _LARGEST_FILE**0.5:

@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the arguments are known to be good."""
 
 import argparse
+import json
 import math
 import shlex
 import sys
@@ -123,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_meta_train)
     train.add_argument("--recipe", default=RECIPES[0], choices=RECIPES, help="what to learn")
-    train.add_argument("--updates", type=_at_least(1), default=360, help="of the policy")
+    train.add_argument("--updates", type=_at_least(1), default=290, help="of the policy")
     train.add_argument(
         "--learner",
         default="reinforce",
@@ -227,10 +228,10 @@ def _meta_train(options: argparse.Namespace) -> int:
     mesh = jax.make_mesh((jax.device_count(),), ("tasks",), (jax.sharding.AxisType.Auto,))
     if options.groups % mesh.size:
         raise ValueError(f"`--groups` must be a multiple of the {mesh.size} devices")
-    trainer = runs.RECIPES[options.recipe](
-        mesh, learner=options.learner, groups=options.groups, rollouts=options.rollouts
-    )
+    sizes = {"learner": options.learner, "groups": options.groups, "rollouts": options.rollouts}
     folder = Path(options.out)
+    _same_run(folder, {"recipe": options.recipe, "seed": options.seed, **sizes})
+    trainer = runs.RECIPES[options.recipe](mesh, **sizes)
     if not sys.stderr.isatty():  # else the progress bar tells
         _say(f"compiling takes minutes; then `{folder / 'log.jsonl'}` gets a row after each update")
     with _progress() as show:
@@ -265,6 +266,22 @@ def _meta_train(options: argparse.Namespace) -> int:
         print(f"Policy: {path}")  # noqa: T201
         _write_page(folder)
     return 0
+
+
+def _same_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a run of other settings; else note them."""
+    path = folder / "settings.json"
+    known = json.loads(path.read_text()) if path.exists() else settings
+    if other := [name for name in settings if known.get(name) != settings[name]]:
+        raise ValueError(
+            f"`{folder}` holds a run with {', '.join(f'--{n} {known.get(n)}' for n in other)}: go "
+            "on with the same, or choose another --out"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings) + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write to `{folder}`: {error.strerror}") from error
 
 
 def _in_thread(work: Callable[[], _T]) -> "Future[_T]":

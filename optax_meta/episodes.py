@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_meta.base import check_whole
 from optax_meta.controllers.learned import learned
 from optax_meta.metrics import Statistics
 from optax_meta.policies import Policy
@@ -79,7 +80,7 @@ def rollout(
         A `Trajectory`.
 
     Raises:
-        ValueError: `total_steps` is below 1, or traced without `max_decisions`.
+        ValueError: `total_steps` is no whole number ≥ 1, or traced without `max_decisions`.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -88,10 +89,8 @@ def rollout(
         >>> bool(trajectory.final["loss"] < trajectory.initial["loss"])
         True
     """
-    if isinstance(total_steps, int):
-        if total_steps < 1:
-            raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
-    elif max_decisions is None:
+    total_steps = check_whole("total_steps", total_steps)
+    if max_decisions is None and not isinstance(total_steps, int):
         raise ValueError("a traced `total_steps` needs `max_decisions`, the length of the arrays")
     is_static = isinstance(total_steps, int) and isinstance(horizon_is_known, bool)
     told = jnp.where(horizon_is_known, total_steps, 0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_meta.base import Controller
+from optax_meta.base import Controller, check_whole
 from optax_meta.checkpoints import load_policy
 from optax_meta.controllers.constant import constant
 from optax_meta.controllers.hypergradient import hypergradient
@@ -204,8 +204,7 @@ def compare(
         ("seeds", seeds, 2),
         ("methods", len(methods), 1),
     ):
-        if number < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {number}")
+        check_whole(name, number, least)
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}")
     setting = {

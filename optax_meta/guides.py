@@ -26,7 +26,8 @@ class Guide(NamedTuple):
     at no more than `probe_rate`, and each of the next ones scales the rate until one update moves
     the parameters by `target_ratio` of their norm. This needs the strided sample of the parameters
     that alignment is measured from, no update's norm, and works for any optimizer and any scale of
-    the parameters.
+    the parameters. Where all of them start at zero, which tells no scale, their root mean square
+    counts as at least 0.1.
 
     Attributes:
         calibration_steps: steps, from the first, in which the rate is calibrated; 0 for none.
@@ -43,7 +44,8 @@ class Guide(NamedTuple):
         total_decay: in a run of known length, and if the weight decay is steered, the rate times
             the weight decay of each of the first decisions is this over the number of steps, so
             that the starting decay is forgotten, too; 0 for leaving it alone.
-        anneal: whether a held rate falls linearly to 0 at the end of a run of known length.
+        anneal: whether a held rate falls linearly to 0 at the end of a run of known length; after
+            the end, whatever the policy says, all stays as it is.
 
     Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
     "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
@@ -124,14 +126,19 @@ class Guide(NamedTuple):
         return {DECAY: jnp.where(is_first, wanted, decay)}
 
     def bound(self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams) -> Hyperparams:
-        """Return `wanted` with the learning rate held to `max_ratio`.
+        """Return `wanted` with the learning rate held to `max_ratio`; nothing new after the end.
 
         Args:
             metrics: the run since the last decision.
             hyperparams: those used since.
             wanted: those that the policy asks for.
         """
-        if HYPERPARAM not in hyperparams or self.max_ratio == math.inf:
+        if HYPERPARAM not in hyperparams:
+            return wanted
+        if self.anneal:
+            is_over = metrics.progress >= 1.0
+            wanted = {k: jnp.where(is_over, hyperparams[k], new) for k, new in wanted.items()}
+        if self.max_ratio == math.inf:
             return wanted
         rate = hyperparams[HYPERPARAM]
         room = self.max_ratio / jnp.maximum(metrics.update_ratio, 1e-30)

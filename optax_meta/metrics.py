@@ -4,6 +4,7 @@ Everything here is float32, whatever the dtype of the parameters, and finite, wh
 does: a step whose loss, cost or gradient is not finite is counted and otherwise left out.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 SAMPLE_SIZE = 4096
+SIZE_OF_ZEROS = 0.1
+"""Root mean square that parameters count as having at least, where all of them start at zero."""
 
 
 class Metrics(NamedTuple):
@@ -74,26 +77,30 @@ class Statistics(NamedTuple):
             finite; float32[2].
         last: the same at the latest finite step, float32[7].
         total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
+        least_param_norm: what `param_norm` is at least: 0, but for parameters that all start at
+            zero, whose norm tells nothing about their scale; float32[1].
     """
 
     means: jax.Array
     window: jax.Array
     last: jax.Array
     total_nonfinite: jax.Array
+    least_param_norm: jax.Array
 
     @classmethod
-    def empty(cls) -> "Statistics":
+    def empty(cls, least_param_norm: jax.typing.ArrayLike = 0.0) -> "Statistics":
         """Return what is known before the first step."""
-        return cls.unpack(jnp.zeros(2 * NUM_MEASURED + 3, jnp.float32))
+        empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 4, jnp.float32))
+        return empty._replace(least_param_norm=jnp.asarray(least_param_norm, jnp.float32)[None])
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[17]."""
+        """Return the statistics as float32[18]."""
         return jnp.concatenate(self)
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 17]; leading axes are batches."""
-        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 2, NUM_MEASURED]), axis=-1))
+        """Read float32[…, 18]; leading axes are batches."""
+        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 2, NUM_MEASURED, 1]), axis=-1))
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -108,7 +115,10 @@ def global_norm(tree: Any) -> jax.Array:
 
 
 def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
-    """Return a strided sample of about `size` coordinates, each leaf in proportion.
+    """Return a strided sample of about `size` coordinates, each leaf in proportion, at least one.
+
+    A coordinate is scaled by the root of the number that it stands for in its leaf, so that norms
+    and dot products of samples estimate those of the whole; a tree that is taken whole is as it is.
 
     Args:
         tree: arrays of any shape and inexact dtype; complex leaves give their real part.
@@ -119,8 +129,26 @@ def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
     """
     leaves = _inexact(tree)
     stride = -(-sum(leaf.size for leaf in leaves) // size) or 1
-    parts = [_every(stride, leaf) for leaf in leaves]
+    parts = [_thin(stride, leaf) for leaf in leaves if leaf.size]
     return jnp.concatenate(parts) if parts else jnp.zeros(1, jnp.float32)
+
+
+def least_norm(tree: Any, sampled: jax.Array) -> jax.Array:
+    """Return the least norm that parameters count as having, float32[].
+
+    Args:
+        tree: the parameters at the start of the run.
+        sampled: their `sample`.
+
+    Returns:
+        0; where the sample is all zeros, the norm of as many coordinates of `SIZE_OF_ZEROS` each.
+
+    >>> zeros = jnp.zeros((20, 20))
+    >>> print(least_norm(zeros, sample(zeros)), least_norm(zeros + 1e-6, sample(zeros + 1e-6)))
+    2.0 0.0
+    """
+    count = sum(leaf.size for leaf in _inexact(tree))
+    return jnp.where(jnp.any(sampled != 0.0), 0.0, SIZE_OF_ZEROS * math.sqrt(count))
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -161,7 +189,7 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
     count = num_steps - num_nonfinite + 1.0
     means = statistics.means * ((count - 1.0) / count) + measured / count
     counted = jnp.stack([jnp.float32(1.0), jnp.where(is_finite, jnp.float32(0.0), 1.0)])
-    return Statistics(
+    return statistics._replace(
         means=jnp.where(is_finite, means, statistics.means),
         window=statistics.window + counted,
         last=jnp.where(is_finite, measured, statistics.last),
@@ -174,16 +202,37 @@ def _inexact(tree: Any) -> list[jax.Array]:
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
-def _every(stride: int, leaf: jax.Array) -> jax.Array:
-    """Return every `stride`-th coordinate in row-major order, replicated over an explicit mesh."""
+def _thin(stride: int, leaf: jax.Array) -> jax.Array:
+    """Return about one coordinate in `stride`, scaled, replicated over an explicit mesh.
+
+    Sliced along the axes before it is flattened: so XLA reads no more than the slice, and collects
+    no more where the leaf is split over devices.
+    """
+    strides = _strides(leaf.shape, stride)
     sharding = jax.typeof(leaf).sharding
-    if all(axis is None for axis in sharding.spec):
-        picked = leaf.ravel()[::stride]  # XLA reads no more than the slice
-    else:  # an explicitly sharded array cannot be flattened
-        indices = np.unravel_index(np.arange(0, leaf.size, stride), leaf.shape)
-        replicated = NamedSharding(sharding.mesh, PartitionSpec(None))
-        picked = leaf.at[indices].get(mode="promise_in_bounds", out_sharding=replicated)
-    return jnp.real(picked).astype(jnp.float32)
+    if any(axis is not None for axis in sharding.spec):  # such an array cannot be sliced
+        places = np.ix_(*(range(0, n, s) for n, s in zip(leaf.shape, strides, strict=True)))
+        replicated = NamedSharding(sharding.mesh, PartitionSpec(*[None] * leaf.ndim))
+        picked = leaf.at[places].get(mode="promise_in_bounds", out_sharding=replicated)
+    else:
+        picked = leaf[tuple(slice(None, None, s) for s in strides)]
+    scale = math.sqrt(leaf.size / picked.size)
+    return jnp.real(picked.ravel()).astype(jnp.float32) * scale
+
+
+def _strides(shape: tuple[int, ...], total: int) -> list[int]:
+    """Return powers of two whose product is near `total`, evenly over the axes.
+
+    >>> _strides((300, 1000), 60), _strides((7,), 60)
+    ([4, 16], [8])
+    """
+    strides = [1] * len(shape)
+    while 1.5 * math.prod(strides) <= total:
+        counts = [-(-n // s) for n, s in zip(shape, strides, strict=True)]
+        if max(counts, default=1) == 1:
+            break
+        strides[counts.index(max(counts))] *= 2
+    return strides
 
 
 def _squared_half(leaf: jax.Array) -> jax.Array:

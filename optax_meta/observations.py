@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Encoder, Hyperparams
+from optax_meta.base import Encoder, Hyperparams, check_whole
 from optax_meta.metrics import Metrics
 
 _LARGEST = 1e30
@@ -142,8 +142,7 @@ def classic(*, history: int = 10) -> Encoder:
         >>> encoder.features[:3]
         ('loss', 'learning_rate', 'grad_norm')
     """
-    if history < 2:
-        raise ValueError(f"`history` must be at least 2, got {history}")
+    history = check_whole("history", history, 2)
     features = (
         "loss",
         "learning_rate",
@@ -162,11 +161,11 @@ class ScaleFreeState(NamedTuple):
     """What the scale-free encoder remembers.
 
     Attributes:
-        memory: entries of `_Memory`, packed, float32[14].
+        memory: entries of `_Memory`, packed, float32[15].
 
     Example:
         >>> optax_meta.observations.scale_free().init().memory.shape
-        (14,)
+        (15,)
     """
 
     memory: jax.Array
@@ -184,6 +183,7 @@ class _Memory(NamedTuple):
     slowest_value: jax.Array  # average with decay 0.97
     change: jax.Array  # average of the loss's change from step to step, decay 0.8
     first_grad_norm: jax.Array
+    param_norm_base: jax.Array  # at the end of the reference period
     slow_grad_norm: jax.Array
     slow_alignment: jax.Array
     last_log_rate: jax.Array
@@ -218,6 +218,7 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
     `alignment`         cosine of the negative gradient and the last move, mean since the decision
     `slow_alignment`    the same, averaged over decisions
     `update_ratio`      log of the update's norm over the parameters'
+    `param_growth`      log of the parameters' norm over that of the first `reference` decisions
     `gain_ratio`        fall of v over what gradient norm · update norm would give: realised over
                         predicted decrease
     `last_move`         log of the rate over that before: the last action, annealing included
@@ -231,12 +232,12 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
     ==================  ===========================================================================
 
     Args:
-        reference: number of first decisions in which the base of `travel` and `below_peak` still
-            follows the rate, ≥ 1.
+        reference: number of first decisions in which the bases of `travel`, `below_peak` and
+            `param_growth` still follow what they are the base of, ≥ 1.
         weight_decay: whether the controller steers the weight decay too and needs to see it.
 
     Returns:
-        An `Encoder` with 22 features, 24 with `weight_decay`.
+        An `Encoder` with 23 features, 25 with `weight_decay`.
 
     Raises:
         ValueError: `reference` is below 1.
@@ -248,10 +249,9 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
 
     Example:
         >>> len(optax_meta.observations.scale_free().features)
-        22
+        23
     """
-    if reference < 1:
-        raise ValueError(f"`reference` must be at least 1, got {reference}")
+    reference = check_whole("reference", reference)
     features = (
         "progress",
         "has_horizon",
@@ -270,6 +270,7 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
         "alignment",
         "slow_alignment",
         "update_ratio",
+        "param_growth",
         "gain_ratio",
         "last_move",
         "travel",
@@ -325,6 +326,7 @@ def _scale_free_update(
 ) -> tuple[jax.Array, ScaleFreeState]:
     old = _Memory(*state.memory)
     value, grad_norm = _finite(metrics.value), _finite(metrics.grad_norm)
+    param_norm = _finite(metrics.param_norm)
     log_rate = _log(jnp.asarray(hyperparams["learning_rate"]))
     is_first = old.num_decisions == 0
 
@@ -343,6 +345,7 @@ def _scale_free_update(
         slowest_value=average(0.97, old.slowest_value, value),
         change=average(0.8, old.change, _finite(metrics.value_change)),
         first_grad_norm=jnp.where(is_first, grad_norm, old.first_grad_norm),
+        param_norm_base=jnp.where(is_reference, param_norm, old.param_norm_base),
         slow_grad_norm=average(0.9, old.slow_grad_norm, grad_norm),
         slow_alignment=average(0.9, old.slow_alignment, metrics.alignment),
         last_log_rate=log_rate,
@@ -380,6 +383,7 @@ def _scale_free_update(
             metrics.alignment,
             new.slow_alignment,
             jnp.tanh((_log(metrics.update_ratio) + 7.0) / 3.0),
+            jnp.tanh((_log(param_norm) - _log(new.param_norm_base)) / 3.0),
             squash(3.0 * _over(fall, predicted)),
             jnp.tanh(log_rate - last_log_rate),
             jnp.tanh((log_rate - new.log_rate_base) / 5.0),

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 
 from optax_meta import actions, observations
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, ControllerInit, ControllerUpdate, Encoder, Hyperparams
+from optax_meta.base import (
+    Controller,
+    ControllerInit,
+    ControllerUpdate,
+    Encoder,
+    Hyperparams,
+    check_whole,
+)
 from optax_meta.guides import Guide
 from optax_meta.metrics import Metrics
 
@@ -192,9 +199,8 @@ def init_policy(
         )
     if start not in ("hold", "uniform"):
         raise ValueError(f'`start` must be "hold" or "uniform", got {start!r}')
-    if not all(isinstance(size, int) and size >= 1 for size in hidden_sizes):
-        raise ValueError(f"`hidden_sizes` must be whole numbers ≥ 1, got {hidden_sizes}")
-    network = PolicyNetwork(action_space.num_logits, tuple(hidden_sizes))
+    sizes = tuple(check_whole("hidden_sizes", size) for size in hidden_sizes)
+    network = PolicyNetwork(action_space.num_logits, sizes)
     params: Any = network.init(key, jnp.zeros(len(encoder.features)))
     if start == "hold":
         bias = jnp.asarray(actions.hold_logits(action_space, hold_probability))

@@ -92,7 +92,6 @@ def policy_loss(
     a_t: jax.Array,
     adv_t: jax.Array,
     entropy_bonus: chex.Numeric,
-    mask_t: jax.Array | None = None,
 ) -> jax.Array:
     """Return -meanₜ(log π(aₜ|sₜ) Aₜ) - c·meanₜ H(π(·|sₜ)); its gradient is REINFORCE's, negated.
 
@@ -101,7 +100,6 @@ def policy_loss(
         a_t: actions taken, int32[T].
         adv_t: advantages, float32[T].
         entropy_bonus: c ≥ 0.
-        mask_t: 1 for times that count in the means and 0 for padding, float32[T]; None for all.
 
     Returns:
         float32[].
@@ -112,8 +110,7 @@ def policy_loss(
     """
     chex.assert_rank([log_probs_t, a_t, adv_t], [2, 1, 1])
     taken_t = jnp.take_along_axis(log_probs_t, a_t[:, None], axis=1)[:, 0]
-    gain_t = taken_t * adv_t + entropy_bonus * entropy(log_probs_t)
-    return -jnp.mean(gain_t) if mask_t is None else -jnp.sum(gain_t * mask_t) / jnp.sum(mask_t)
+    return -jnp.mean(taken_t * adv_t + entropy_bonus * entropy(log_probs_t))
 
 
 def clip_by_norm(gradient: jax.Array, max_norm: chex.Numeric) -> jax.Array:

@@ -6,6 +6,7 @@ oracle: the best of 13 constant rates under three schedules, chosen on other see
 on.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +187,9 @@ def judge(
         horizons: lengths of the runs in steps.
         seeds: runs of a method in a cell, ≥ 2.
         oracle_seeds: runs of each schedule of the sweep that it is chosen on, ≥ 1.
-        folder: where finished parts are kept; a second call there runs what is missing.
+        folder: where finished parts are kept; a second call there runs what is missing, and what
+            has other `settings` than it had. Where more of a contender changes than these, its
+            name must.
         compiler_options: of XLA, for all methods alike: a cut of many short runs spends its time
             compiling.
         progress: called with what is done next, from several threads.
@@ -198,7 +201,8 @@ def judge(
         and S seeds.
 
     Raises:
-        ValueError: fewer than two seeds, or two tasks of one name.
+        ValueError: fewer than two seeds, two tasks of one name, or a folder with results for other
+            rates or seeds.
 
     Example:
         >>> task = optax_meta.tasks.quadratic(dim=2)
@@ -232,9 +236,17 @@ def judge(
                     "optimizer": name,
                     "steps": steps,
                     "learning_rates": list(learning_rates),
+                    "seeds": seeds,
+                    "oracle_seeds": oracle_seeds,
                     "floor": task.floor,
                 }
-                cell = _cell(runs, fitting, setting, seeds, oracle_seeds, done, progress)
+                for key, value in setting.items():
+                    if done and done.get(key) != value:
+                        raise ValueError(
+                            f"`{path}` holds results for another `{key}`, {done.get(key)} in place "
+                            f"of {value}: choose another folder or remove it"
+                        )
+                cell = _cell(runs, fitting, setting, done, progress)
                 if path is not None and cell != done:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     whole = path.with_suffix(".partial")
@@ -433,14 +445,12 @@ def _cell(
     runs: _Runs,
     contenders: Mapping[str, Contender],
     setting: Mapping[str, Any],
-    seeds: int,
-    oracle_seeds: int,
     done: dict[str, Any],
     progress: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     """Run what is missing in a cell; programs that differ are compiled and run side by side."""
     steps, rates = setting["steps"], setting["learning_rates"]
-    cell, scored = {**done}, np.arange(seeds)
+    cell, scored = {**done}, np.arange(setting["seeds"])
 
     def announce(name: str) -> None:
         if progress is not None:
@@ -448,7 +458,8 @@ def _cell(
 
     if "oracle" not in cell:
         announce("sweep")
-        cell = {**setting, **runs.oracle(steps, oracle_seeds, scored), "losses": {}}
+        oracle = runs.oracle(steps, setting["oracle_seeds"], scored)
+        cell = {**setting, **oracle, "losses": {}, "fingerprints": {}}
 
     def judge(names: Sequence[str]) -> dict[str, Any]:
         found = {}
@@ -457,15 +468,25 @@ def _cell(
             found[name] = runs.judge(contenders[name], rates, scored, steps)
         return found
 
+    prints = {name: _fingerprint(contender.settings) for name, contender in contenders.items()}
     groups: dict[Any, list[str]] = {}
     for name, contender in contenders.items():
-        if name not in cell["losses"]:
+        if name not in cell["losses"] or cell["fingerprints"][name] != prints[name]:
             groups.setdefault(_program(contender), []).append(name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(judge, groups.values())
         losses = {name: loss for part in parts for name, loss in part.items()}
     losses = {**cell["losses"], **losses}
-    return {**cell, "losses": {n: losses[n] for n in dict.fromkeys([*contenders, *losses])}}
+    losses = {name: losses[name] for name in dict.fromkeys([*contenders, *losses])}
+    return {**cell, "losses": losses, "fingerprints": {**cell["fingerprints"], **prints}}
+
+
+def _fingerprint(settings: Any) -> str:
+    """Return a hash of a contender's settings, such as a policy's parameters."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(settings):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _train(

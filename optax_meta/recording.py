@@ -139,7 +139,8 @@ def record(opt_state: Any) -> Record:
         opt_state: as for `optax_meta.hyperparams`; one controlled optimizer.
 
     Returns:
-        A `Record` of arrays, the same structure at every step, so that `lax.scan` stacks it.
+        A `Record` of arrays, the same structure at every step, so that `lax.scan` stacks it; they
+        stay when the state is donated.
 
     Raises:
         ValueError: the state holds none or several; take `opt_state.inner_states[label]` of
@@ -163,7 +164,9 @@ def record(opt_state: Any) -> Record:
             f"the state holds several controlled optimizers ({', '.join(found)}): pass one of "
             "them, for instance `opt_state.inner_states[label]` of `optax.partition`"
         )
-    return _row(next(iter(found.values())))
+    row = _row(next(iter(found.values())))
+    # A state may be donated to the next step; a row must outlive it.
+    return jax.tree.map(lambda x: x if isinstance(x, Tracer) else jnp.array(x, copy=True), row)
 
 
 def find_decision(controller_state: Any) -> Decision | None:
@@ -256,7 +259,9 @@ def _add_decisions(flat: list[Row], decision: Any, num_axes: int, labels: Sequen
             f"`labels` must name the {num_actions} actions of the policy, "
             f"`controller.action_labels`, got {len(labels)}"
         )
-    taken = [i for i, row in enumerate(flat) if row["decided"]]
+    # One controller of several may decide before the policy does.
+    actions = np.reshape(decision.action, -1)
+    taken = [i for i, row in enumerate(flat) if row["decided"] and actions[i] >= 0]
     details = {
         name: _lists(np.reshape(value, (-1, *np.shape(value)[num_axes:]))[taken])
         for name, value in decision._asdict().items()

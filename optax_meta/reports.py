@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -120,8 +119,8 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
 def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path:
     """Write `report.html`, `results.json` and `records/METHOD.jsonl`.
 
-    They are made beside `folder` first and moved in together, so none is ever half-written.
-    Earlier ones of the same names are replaced.
+    They are made beside `folder` first and moved in together, so none is ever half-written. Those
+    of an earlier report in the folder are replaced; nothing else in it is touched.
 
     Args:
         comparison: from `optax_meta.compare`.
@@ -152,9 +151,13 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
         results = json.dumps(files.results(comparison), indent=1, allow_nan=False)
         (new / "results.json").write_text(results + "\n", encoding="utf-8")
         (new / "report.html").write_text(_page(comparison), encoding="utf-8")
-        shutil.rmtree(folder / "records", ignore_errors=True)
-        for path in sorted(new.iterdir()):
-            path.replace(folder / path.name)
+        old = folder / "results.json"
+        written = json.loads(old.read_text(encoding="utf-8"))["methods"] if old.exists() else {}
+        (folder / "records").mkdir(exist_ok=True)
+        for name in set(written) - set(comparison.methods):
+            (folder / "records" / f"{name}.jsonl").unlink(missing_ok=True)
+        for path in sorted(path for path in new.rglob("*") if path.is_file()):
+            path.replace(folder / path.relative_to(new))
     return folder / "report.html"
 
 

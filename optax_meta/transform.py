@@ -5,10 +5,11 @@ controller steers are injected; everything else stays static, as the factory was
 """
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,17 @@ from optax_meta import metrics as metrics_lib
 from optax_meta.base import Controller, Hyperparams
 from optax_meta.metrics import Metrics, Statistics
 
+_FOREIGN = (
+    "`state` is that of another controller, or of another version of this one: start from `init`, "
+    "or fit what was saved with `optax_meta.graft`"
+)
+
 
 class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `metrics.Statistics`, packed, float32[17].
+        statistics: `metrics.Statistics`, packed, float32[18].
         controller_state: what the controller carries.
         last_params: strided sample of the parameters one step ago, float32[k], for a controller
             that asks for alignment; else an empty tuple.
@@ -109,25 +115,37 @@ def control_hyperparams(
             "`control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)`"
         )
     if not isinstance(controller, Controller):
+        name = getattr(controller, "__name__", type(controller).__name__)
         hint = ": call it" if callable(controller) else ""
-        raise ValueError(f"`controller` must be a Controller, got {controller!r}{hint}")
-    interval = controller.decision_interval if decision_interval is None else decision_interval
-    interval = int(interval) if isinstance(interval, np.integer) else interval
-    is_traced = decision_interval is None and not isinstance(interval, (int, float))
-    if not is_traced and interval != math.inf and not (isinstance(interval, int) and interval >= 1):
-        raise ValueError(
-            f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
-        )
+        hint = ": write `learned(policy)`" if name == "Policy" else hint
+        raise ValueError(f"`controller` must be a Controller, got {name}{hint}")
+    if decision_interval is not None:
+        interval = decision_interval
+        interval = int(interval) if isinstance(interval, np.integer) else interval
+        if interval != math.inf and not (isinstance(interval, int) and interval >= 1):
+            raise ValueError(
+                f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
+            )
+        controller = controller._replace(decision_interval=interval)
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         start, build = _split(inner_factory, controller, args, kwargs)
-        update: Any = partial(_update, controller, interval, axis_name, build)
+        update: Any = partial(_update, controller, axis_name, build)
         return optax.GradientTransformationExtraArgs(
             partial(_init, controller, start, build), update
         )
 
     factory.__doc__ = inner_factory.__doc__
+    for name in ("init", "update"):
+        setattr(factory, name, partial(_not_built, name))
     return factory
+
+
+def _not_built(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        f"`{name}` belongs to the optimizer, and this is its factory: call it first, as in "
+        "`tx = control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)`"
+    )
 
 
 def decide(
@@ -175,7 +193,10 @@ def decide(
             f"`opt_state` must hold exactly one controlled optimizer, found {len(positions)}: pass "
             "the state of one, for instance `opt_state.inner_states[label]` of `optax.partition`"
         )
-    state: ControlState = leaves[positions[0]]
+    found: ControlState = leaves[positions[0]]
+    state = jax.tree.map(_read_variable, found, is_leaf=_is_variable)
+    if not _is_own(controller, state):
+        raise ValueError(_FOREIGN)
     statistics = Statistics.unpack(state.statistics)
     told = jnp.stack([_scalar("value", value), _scalar("cost", cost)])
     told = told if cost is not None else told.at[1].set(statistics.means[1])
@@ -189,11 +210,12 @@ def decide(
     operands = (state.hyperparams, state.controller_state)
     hyperparams, controller_state = _ask(controller, statistics, state.step, *operands)
     statistics = statistics._replace(window=jnp.zeros(2, jnp.float32))
-    leaves[positions[0]] = state._replace(
+    state = state._replace(
         statistics=statistics.pack(),
         controller_state=controller_state,
         inner_state=state.inner_state._replace(hyperparams=hyperparams),
     )
+    leaves[positions[0]] = jax.tree.map(_write_variable, found, state, is_leaf=_is_variable)
     return structure.unflatten(leaves)
 
 
@@ -253,7 +275,7 @@ def find_control_states(opt_state: Any) -> dict[str, ControlState]:
             "`optax_meta.control_hyperparams`, or one that contains it"
         )
     names = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path, _ in found]
-    shared = [set(level) for level in zip(*names, strict=False)]
+    shared = [set(level) for level in itertools.zip_longest(*names)]
     labels = [
         "/".join(k for k, keys in zip(n, shared, strict=False) if len(keys) > 1) for n in names
     ]
@@ -274,6 +296,10 @@ def _is_variable(x: Any) -> bool:
 def _read_variable(x: Any) -> Any:
     """Unwrap the variables that `nnx.Optimizer` makes of every leaf."""
     return x[...] if _is_variable(x) else x
+
+
+def _write_variable(x: Any, value: Any) -> Any:
+    return x.replace(value) if _is_variable(x) else value
 
 
 def _split(
@@ -336,9 +362,10 @@ def _starting_value(
         )
     low, high = controller.bounds.get(name, (-math.inf, math.inf))
     if not isinstance(value, Tracer) and not low <= value <= high:
+        why = "it is multiplied, so that 0 would stay 0; " if value == 0 else ""
         raise ValueError(
             f"`{name}` must start within the controller's bounds [{low:g}, {high:g}], got {value}: "
-            "start elsewhere or widen the bounds"
+            f"{why}start elsewhere, or widen the bounds where the controller takes them"
         )
     return value
 
@@ -367,10 +394,12 @@ def _init(
     dtype = jnp.float64 if is_double else jnp.float32
     fresh = {name: jnp.array(value, dtype, copy=True) for name, value in start.items()}
     last_params: Any = ()
+    statistics = Statistics.empty()
     if controller.needs_alignment:
         last_params = jnp.array(metrics_lib.sample(params), copy=True)
+        statistics = Statistics.empty(metrics_lib.least_norm(params, last_params))
     return ControlState(
-        statistics=Statistics.empty().pack(),
+        statistics=statistics.pack(),
         controller_state=controller.init(fresh),
         last_params=last_params,
         inner_state=_inject(build, fresh).init(params),
@@ -379,7 +408,6 @@ def _init(
 
 def _update(
     controller: Controller,
-    interval: Any,
     axis_name: str | None,
     build: Callable[..., optax.GradientTransformation],
     updates: optax.Updates,
@@ -400,14 +428,11 @@ def _update(
         )
     _check_shapes(updates, params)
     try:
-        return _step(controller, interval, axis_name, build, updates, state, params, extra_args)
+        return _step(controller, axis_name, build, updates, state, params, extra_args)
     except Exception as error:
         if _is_own(controller, state):
             raise
-        raise ValueError(
-            "`state` is that of another controller, or of another version of this one: start from "
-            "`init`, or fit what was saved with `optax_meta.graft`"
-        ) from error
+        raise ValueError(_FOREIGN) from error
 
 
 def _is_own(controller: Controller, state: ControlState) -> bool:
@@ -424,7 +449,6 @@ def _is_own(controller: Controller, state: ControlState) -> bool:
 
 def _step(
     controller: Controller,
-    interval: Any,
     axis_name: str | None,
     build: Callable[..., optax.GradientTransformation],
     updates: optax.Updates,
@@ -439,7 +463,7 @@ def _step(
     statistics = metrics_lib.accumulate(known, measured)
     if controller.guards_nonfinite:
         updates, extra_args = _guard(measured, statistics, updates, extra_args)
-    hyperparams, controller_state, statistics = _decide(controller, interval, statistics, state)
+    hyperparams, controller_state, statistics = _decide(controller, statistics, state)
     updates, inner_state = _inject(build, hyperparams).update(
         updates,
         state.inner_state._replace(hyperparams=hyperparams),
@@ -486,22 +510,26 @@ def _measure(
 ) -> tuple[jax.Array, Any]:
     """Return what `metrics.Statistics` averages, float32[7], and the parameters' sample."""
     if controller.needs_value and extra_args.get("value") is None:
+        got = ", ".join(f"`{name}`" for name in extra_args if name != "value")
         raise ValueError(
             "the controller needs the loss: call `tx.update(grads, state, params, value=loss)`, "
-            "under Flax NNX `optimizer.update(model, grads, value=loss)`"
+            "under Flax `optimizer.update(model, grads, value=loss)` or "
+            "`state.apply_gradients(grads=grads, value=loss)` with `optax_meta.TrainState`, since "
+            f"Flax's own passes no loss on{f'; got {got}' if got else ''}"
         )
     if controller.needs_alignment and params is None:
         raise ValueError(
             "the controller needs the parameters: call `tx.update(grads, state, params)`"
         )
+    known = Statistics.unpack(state.statistics)
     grad_norm = metrics_lib.global_norm(updates)
     move, last_params = jnp.zeros(3, jnp.float32), ()
     if controller.needs_alignment:
         move, last_params = _align(updates, params, state.last_params, jnp.isfinite(grad_norm))
+        move = move.at[2].max(known.least_param_norm[0])
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
     # No gradient flows through what is measured: that of a norm at zero is nan.
-    last_value = Statistics.unpack(state.statistics).last[0]
-    change = jnp.where(state.step > 0, _distance(value, last_value), 0.0)
+    change = jnp.where(state.step > 0, _distance(value, known.last[0]), 0.0)
     parts = [jnp.stack([value, cost, grad_norm]), move, change[None]]
     measured = jax.lax.stop_gradient(jnp.concatenate(parts))
     measured = measured if axis_name is None else jax.lax.pmean(measured, axis_name)
@@ -521,10 +549,7 @@ def _align(
         sampled = metrics_lib.sample(params)
         move = sampled - last_params
         cosine = -metrics_lib.cosine(metrics_lib.sample(updates), move)
-        # A sample of k out of P coordinates has √(k/P) of the norm.
-        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
-        scale = math.sqrt(max(size / sampled.size, 1.0))
-        norms = scale * jnp.stack([metrics_lib.norm(move), metrics_lib.norm(sampled)])
+        norms = jnp.stack([metrics_lib.norm(move), metrics_lib.norm(sampled)])
         return jnp.append(cosine, jnp.minimum(norms, jnp.finfo(jnp.float32).max)), sampled
 
     return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(3, jnp.float32), last_params))
@@ -536,16 +561,16 @@ def _distance(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _decide(
-    controller: Controller, interval: Any, statistics: Statistics, state: ControlState
+    controller: Controller, statistics: Statistics, state: ControlState
 ) -> tuple[Hyperparams, Any, Statistics]:
     """Ask the controller where a decision is due; else keep everything."""
     decide = partial(_ask, controller, statistics, state.step)
     operands = (state.hyperparams, state.controller_state)
-    if isinstance(interval, float):  # infinite
+    if isinstance(controller.decision_interval, float):  # infinite
         return *operands, statistics
-    if isinstance(interval, int) and interval == 1:
+    if isinstance(controller.decision_interval, int) and controller.decision_interval == 1:
         return *decide(*operands), statistics._replace(window=jnp.zeros(2, jnp.float32))
-    is_due = (state.step % interval == 0) | (state.step < controller.dense_steps)
+    is_due = controller.is_due(state.step)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
     return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))
 
@@ -560,7 +585,15 @@ def _ask(
     """Show the window to the controller and return what it decides, kept in bounds."""
     measured = (*statistics.means, *statistics.window)
     seen = Metrics(*measured, step=step, progress=jnp.float32(-1.0))
-    wanted, controller_state = controller.update(seen, controller_state, hyperparams)
+    decided: Any = controller.update(seen, controller_state, hyperparams)
+    is_pair = isinstance(decided, tuple) and len(decided) == 2 and isinstance(decided[0], Mapping)
+    if not is_pair or set(decided[0]) != set(hyperparams):
+        got = ", ".join(map(str, decided[0])) if is_pair else type(decided).__name__
+        raise ValueError(
+            "the controller's `update` must return (new hyperparameters by name, new state), with "
+            f"the names {', '.join(hyperparams)} and no others, got {got}"
+        )
+    wanted, controller_state = decided
     kept = {
         name: _keep_in_bounds(controller, name, old, wanted[name])
         for name, old in hyperparams.items()
@@ -577,6 +610,11 @@ def _keep_in_bounds(controller: Controller, name: str, old: jax.Array, new: Any)
 def _scalar(name: str, value: Any) -> jax.Array:
     if value is None:
         return jnp.float32(0.0)
+    if isinstance(value, (tuple, list, Mapping)):
+        raise ValueError(
+            f"`{name}` must be a real scalar, got a {type(value).__name__}: pass the loss alone, "
+            "with `has_aux=True` the first of what `value_and_grad` returns"
+        )
     value = jnp.asarray(value)
     if value.shape != () or jnp.iscomplexobj(value):
         raise ValueError(

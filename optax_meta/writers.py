@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import jax
 
+from optax_meta.base import check_whole
 from optax_meta.recording import COLUMNS, Record, Row, flatten
 
 if TYPE_CHECKING:
@@ -289,8 +290,8 @@ def console(
         >>> with optax_meta.writers.console(total_steps=100) as writer:
         ...     writer.put([{"step": 1, "value": 0.5, "learning_rate": 1e-3}])
     """
-    if total_steps is not None and not (isinstance(total_steps, int) and total_steps >= 1):
-        raise ValueError(f"`total_steps` must be a whole number ≥ 1 or None, got {total_steps!r}")
+    if total_steps is not None:
+        total_steps = check_whole("total_steps", total_steps)
     _require("rich", "writers")
     return Writer((_Console(total_steps, None if folder is None else Path(folder)), labels))
 

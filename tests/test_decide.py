@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optax_meta
 from optax_meta import control_hyperparams, decide
@@ -83,6 +84,21 @@ def test_inside_a_train_state():
     assert rate(state) == pytest.approx(5e-3)
     state = state.apply_gradients(grads=state.params, value=1.0)
     assert rate(state) == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_inside_an_nnx_optimizer(whole):
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
+    grads = nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 2)))))(model)
+    optimizer.update(model, grads, value=1.0)
+    for value in (1.0, 2.0, 2.0):
+        if whole:
+            optimizer = optax_meta.decide(CONTROLLER, optimizer, value=value)
+        else:
+            optimizer.opt_state = optax_meta.decide(CONTROLLER, optimizer.opt_state, value=value)
+    optimizer.update(model, grads, value=1.0)
+    assert float(optax_meta.hyperparams(optimizer)["learning_rate"]) == pytest.approx(5e-3)
 
 
 def test_a_resumed_run_decides_alike():

@@ -94,3 +94,24 @@ def test_without_an_axis_name_replicas_decide_apart(runs):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_loss_not_finite_on_one_device_is_skipped_on_all(runs, mode):
     np.testing.assert_array_equal(get(runs[8], f"{mode}/constant")["bad"], [0, 0, 0] + 9 * [1])
+
+
+GATHERED = """
+import math, re
+import jax, jax.numpy as jnp, optax, optax_meta
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = jax.make_mesh((4,), ("d",), (jax.sharding.AxisType.Auto,))
+tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.hypergradient())(0.1)
+for spec in (PartitionSpec(None, "d"), PartitionSpec("d", None)):
+    w = jax.device_put(jnp.ones((512, 512)), NamedSharding(mesh, spec))
+    state = jax.jit(tx.init)(w)
+    text = jax.jit(tx.update).lower(w, state, w, value=1.0).compile().as_text()
+    gathered = re.findall(r"= f32\\[([\\d,]+)\\]\\S* all-gather", text)
+    assert all(math.prod(map(int, sizes.split(","))) <= 8192 for sizes in gathered), gathered
+"""
+
+
+def test_a_sharded_model_is_never_gathered():
+    flags = "--xla_force_host_platform_device_count=4"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", GATHERED], check=True, env=env)

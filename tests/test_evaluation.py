@@ -95,8 +95,8 @@ def test_every_task_can_be_learned(name):
     [
         ({"task": "nothing"}, "unknown task 'nothing': choose from digits"),
         ({"methods": ["foo"]}, "unknown method 'foo': choose from constant"),
-        ({"methods": []}, "`methods` must be at least 1"),
-        ({"steps": 0}, "`steps` must be at least 1"),
+        ({"methods": []}, "`methods` must be a whole number ≥ 1"),
+        ({"steps": 0}, "`steps` must be a whole number ≥ 1"),
         ({"seeds": 1}, "`seeds` must be at least 2"),
         ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
     ],
@@ -128,10 +128,13 @@ def test_report_holds_everything(comparison, tmp_path):
 
 
 def test_writing_again_replaces_the_records(comparison, tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "mine.txt").write_text("kept")
     reports.write_report(comparison, tmp_path)
     fewer = comparison._replace(methods={"constant": comparison.methods["constant"]})
     reports.write_report(fewer, tmp_path)
-    assert [path.name for path in (tmp_path / "records").iterdir()] == ["constant.jsonl"]
+    kept = {path.name for path in (tmp_path / "records").iterdir()}
+    assert kept == {"constant.jsonl", "mine.txt"}
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "results.json", "records"}
 
 

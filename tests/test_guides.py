@@ -77,6 +77,30 @@ def test_a_held_rate_falls_linearly_to_the_end_and_stays_there():
     np.testing.assert_allclose(rows.hyperparams["learning_rate"][40:], expected[-1], rtol=1e-4)
 
 
+def test_after_the_end_nothing_changes_whatever_the_policy_says():
+    bold = policy(anneal=True, num_decisions=20)
+    head = bold.params["params"]["head"]
+    raising = {**head, "bias": jnp.array([0.0, 0.0, 9.0])}
+    bold = bold._replace(params={"params": {**bold.params["params"], "head": raising}})
+    rate = train(bold, 1e-6, steps=60, total_steps=40)[0].hyperparams["learning_rate"]
+    assert rate[38] > 1e3 * rate[0]
+    np.testing.assert_array_equal(rate[40:], rate[39])
+
+
+@pytest.mark.parametrize("size", [20, 40_000])
+def test_parameters_that_all_start_at_zero_count_as_a_tenth(size):
+    guided = policy(calibration_steps=8, target_ratio=1e-2)
+    tx = optax_meta.control_hyperparams(optax.adam, optax_meta.learned(guided))(1.0)
+    x, moved = jnp.zeros(size), []
+    state, update = tx.init(x), jax.jit(tx.update)
+    for _ in range(12):
+        updates, state = update(jnp.ones(size), state, x, value=1.0)
+        x = x + updates
+        moved.append(float(jnp.sqrt(jnp.mean(updates**2))))
+    assert 5e-4 < moved[-1] < 2e-3
+    assert max(moved) < 2e-3
+
+
 def test_without_a_horizon_a_held_rate_stays():
     rows, _, _ = train(policy(anneal=True, num_decisions=20), 0.1)
     np.testing.assert_allclose(rows.hyperparams["learning_rate"], 0.1)

@@ -153,9 +153,21 @@ def test_warmup_plateau_ignores_losses_of_the_warmup():
 def test_join_steers_what_any_stage_steers():
     both = optax_meta.join([optax_meta.warmup(2), optax_meta.reinforce()], [5])
     assert both.hyperparams == ("learning_rate", "weight_decay")
-    assert both.decision_interval == 1
+    assert both.action_labels == optax_meta.reinforce().action_labels
     rows, _, _ = run_values(control_hyperparams(optax.adamw, both)(0.1), [1.0] * 8)
     assert np.unique(rows.hyperparams["weight_decay"][:5]).size == 1
+
+
+def test_each_stage_decides_as_often_as_alone():
+    guide = optax_meta.guides.Guide(dense_steps=3, max_growth=2.0)
+    policy = optax_meta.init_policy(jax.random.key(0), guide=guide)
+    late = optax_meta.join([optax_meta.warmup(4), optax_meta.learned(policy)], [7])
+    rows, _, _ = run_values(control_hyperparams(optax.adamw, late)(0.1), [1.0] * 40)
+    assert late.max_growth == 2.0
+    expected = [*range(7), 7, 8, 9, 17, 27, 37]
+    np.testing.assert_array_equal(np.flatnonzero(rows.decided), expected)
+    flat = optax_meta.recording.flatten(rows, late.action_labels)
+    assert [i for i, row in enumerate(flat) if "action" in row] == expected[7:]
 
 
 @pytest.mark.parametrize(("grads", "sign"), [([1.0] * 6, 1), ([1.0, -1.0] * 3, -1)])
@@ -187,12 +199,12 @@ def test_constant_needs_no_loss():
     [
         (lambda: optax_meta.plateau(factor=1.5), r"`factor` must lie in \(0, 1\), got 1.5"),
         (lambda: optax_meta.plateau(factor=0.0), "`factor`"),
-        (lambda: optax_meta.plateau(patience=-1), "`patience` must not be negative, got -1"),
-        (lambda: optax_meta.plateau(cooldown=-1), "`cooldown` must not be negative"),
+        (lambda: optax_meta.plateau(patience=-1), "`patience` must be a whole number ≥ 0, got -1"),
+        (lambda: optax_meta.plateau(cooldown=-1), "`cooldown` must be a whole number ≥ 0"),
         (lambda: optax_meta.plateau(threshold=-1.0), "must not be negative"),
         (lambda: optax_meta.plateau(threshold_mode="x"), '"rel" or "abs"'),
         (lambda: optax_meta.plateau(mode="x"), '"min" or "max"'),
-        (lambda: optax_meta.warmup(0), "`steps` must be at least 1"),
+        (lambda: optax_meta.warmup(0), "`steps` must be a whole number ≥ 1, got 0"),
         (lambda: optax_meta.warmup(5, init_scale=2.0), r"`init_scale` must lie in \[0, 1\]"),
         (lambda: optax_meta.join([], []), "one fewer"),
         (lambda: optax_meta.join([optax_meta.constant()], [3]), "one fewer"),

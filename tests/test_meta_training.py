@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import optax_meta
-from optax_meta import actions, families, observations, tasks
+from optax_meta import actions, cli, families, observations, tasks
 from optax_meta.guides import Guide
 from optax_meta.meta import runs as meta_runs
 from optax_meta.meta import training as meta_training
@@ -239,7 +239,7 @@ def test_it_learns_to_raise_a_rate_that_is_too_low(learner, updates):
     state, _ = run(trainer, updates)
     rates = []
     for policy in (trainer.policy(trainer.init(0)), trainer.policy(state)):
-        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(22)))
+        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(23)))
         rates.append(probs[2] - probs[0])
     assert rates[0] == pytest.approx(0.0, abs=1e-6)
     assert rates[1] > 0.1
@@ -254,7 +254,7 @@ def test_several_epochs_clip_the_ratio():
 def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
     values = meta_training._log_values(
         optax_meta.Trajectory(
-            observation=jnp.zeros((1, 2, 3, 22)),
+            observation=jnp.zeros((1, 2, 3, 23)),
             action=jnp.zeros((1, 2, 3), jnp.int32),
             log_prob=jnp.zeros((1, 2, 3)),
             value=jnp.array([[[2.0, 1.5, 0.0], [2.0, 900.0, 0.0]]]),
@@ -288,6 +288,32 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         tiny(**options)
+
+
+def test_families_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"different names, got \['quadratic', 'quadratic'\]"):
+        tiny(made=[families.quadratics(dim=4), families.quadratics(dim=8)])
+
+
+def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_lost():
+    family = families.quadratics(dim=4)
+
+    def build(drawn):
+        task = family.build(drawn)
+        return task._replace(evaluate=lambda params: {"loss": -1.0 - task.loss(params, 0.0)})
+
+    trainer = tiny(made=[family._replace(build=build)])
+    state = trainer.init(0)
+    with pytest.raises(ValueError, match="on quadratic: the loss of a family must be finite and"):
+        trainer.update(state)
+    assert np.all(np.isfinite(state.policy_params))
+
+
+def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
+    cli._same_run(tmp_path, {"seed": 0, "groups": 16})
+    cli._same_run(tmp_path, {"seed": 0, "groups": 16})
+    assert cli.main(["meta-train", "--groups", "2", "--out", str(tmp_path)]) == 2
+    assert "holds a run with --groups 16" in capsys.readouterr().err
 
 
 def test_a_stopped_run_goes_on_at_the_same_bits(tmp_path):

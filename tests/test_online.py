@@ -82,7 +82,7 @@ def test_learning_equals_its_definition(changes):
     params, baseline = replay(rows, policy, options)
     learned = state.controller_state
     np.testing.assert_allclose(learned.policy_params, params, atol=2e-5)
-    np.testing.assert_allclose(learned.before[4], baseline, rtol=1e-5)
+    np.testing.assert_allclose(learned.before[-1], baseline, rtol=1e-5)
     has_moved = not np.array_equal(learned.policy_params, ravel_pytree(policy.params)[0])
     assert has_moved == (options["policy_learning_rate"] > 0)
 
@@ -157,6 +157,27 @@ def test_uniform_start_draws_all_actions_alike():
     assert np.sum((counts - 100) ** 2 / 100) < 26.1
 
 
+def test_a_reward_sees_all_of_the_run_before():
+    def reward(before, after):
+        return (after.step - before.step) + 0.1 * before.num_steps + 0.01 * before.param_norm
+
+    controller = reinforce(
+        encoder=optax_meta.observations.scale_free(),
+        action_space=optax_meta.actions.learning_rate(),
+        reward=reward,
+        decision_interval=3,
+    )
+    tx = control_hyperparams(optax.sgd, controller)(1e-3)
+    params = jnp.array(2.0)
+    state, rewards = tx.init(params), []
+    for _ in range(10):
+        _, state = tx.update(jnp.array(1.0), state, params, value=1.0)
+        row = optax_meta.record(state)
+        if row.decided:
+            rewards.append(float(row.decision.reward))
+    np.testing.assert_allclose(rewards, [0.0, 3.12, 3.32, 3.32], rtol=1e-5)
+
+
 def test_it_learns_not_to_double_where_low_rates_pay():
     """Reward is the negative log rate, bounded below: halving and holding end up alike."""
 
@@ -219,8 +240,8 @@ def test_learned_takes_the_most_probable_action():
         ({"max_grad_norm": 0.0}, "`max_grad_norm` must be positive"),
         ({"reward_scale": 0.0}, "`reward_scale` must be positive"),
         ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must not be negative"),
-        ({"total_steps": 0}, "`total_steps` must be at least 1"),
-        ({"hidden_sizes": (0,)}, "`hidden_sizes` must be whole numbers ≥ 1"),
+        ({"total_steps": 0}, "`total_steps` must be a whole number ≥ 1"),
+        ({"hidden_sizes": (0,)}, "`hidden_sizes` must be a whole number ≥ 1, got 0"),
         ({"policy": "any-lr-v1"}, "`policy` must be a Policy, got str: read one with `load_policy"),
         (
             {"action_space": actions.scale("learning_rate")},
@@ -239,7 +260,7 @@ def test_a_policy_excludes_what_describes_a_fresh_one():
     policy = optax_meta.init_policy(jax.random.key(0))
     with pytest.raises(ValueError, match="a `policy` brings its own hidden_sizes, start"):
         reinforce(policy, hidden_sizes=(4,), start="hold")
-    with pytest.raises(ValueError, match="`total_steps` must be at least 1"):
+    with pytest.raises(ValueError, match="`total_steps` must be a whole number ≥ 1"):
         optax_meta.learned(policy, total_steps=0)
     with pytest.raises(ValueError, match="`policy` must be a Policy, got str"):
         optax_meta.learned("any-lr-v1")
@@ -252,5 +273,8 @@ def test_extracting_from_a_state_without_a_policy():
         extract_policy(policy, state)
     small = reinforce(hidden_sizes=(4,))
     state = control_hyperparams(optax.adamw, small)(1e-3).init(jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"expected a policy with \d+ parameters"):
+    with pytest.raises(ValueError, match=r"expected one policy in this state, of \d+ parameters"):
         extract_policy(policy, state)
+    state = control_hyperparams(optax.adamw, reinforce(policy))(1e-3).init(jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"got (\d+), \1: pass the state of one controller"):
+        extract_policy(policy, (state, state))

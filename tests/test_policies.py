@@ -78,7 +78,7 @@ def test_an_encoder_of_ones_own_is_passed_again(tmp_path):
     ):
         load_policy(tmp_path / "own.policy")
     version = re.escape(optax_meta.__version__)
-    message = rf"made by version {version} with other features: .* lack nothing and add \['cost"
+    message = rf"other features than `classic` .*; new: cost, .* it came with, {version}"
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path / "own.policy", encoder=observations.classic())
 

@@ -72,6 +72,32 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert json.loads((tmp_path / "quadratic-sgd-5.json").read_text()) == more[0]
 
 
+def test_other_settings_of_a_contender_are_run_again(tmp_path):
+    def scaled(factor):
+        return Contender(lambda factory, rate, steps, factor: factory(factor * rate), factor)
+
+    calls = []
+    one = judge(tmp_path, calls.append, mine=scaled(1.0))
+    other = judge(tmp_path, calls.append, mine=scaled(0.5))
+    assert [call.rpartition(": ")[2] for call in calls] == ["sweep", "mine"] * 2 + ["mine"] * 2
+    assert one[0]["losses"]["mine"] != other[0]["losses"]["mine"]
+
+
+def test_a_folder_of_another_setting_is_refused(tmp_path):
+    judge(tmp_path)
+    with pytest.raises(ValueError, match=r"another `learning_rates`, .* choose another folder"):
+        protocol.judge(
+            [tasks.quadratic(dim=2)],
+            {"hold": HOLD},
+            {"sgd": optax.sgd},
+            learning_rates=[1e-3],
+            horizons=[5],
+            seeds=2,
+            oracle_seeds=1,
+            folder=tmp_path,
+        )
+
+
 def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0):
     return {
         "initial": list(initial),

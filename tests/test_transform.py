@@ -9,6 +9,7 @@ from conftest import run_values
 
 import optax_meta
 from optax_meta import Controller, control_hyperparams
+from optax_meta import metrics as metrics_lib
 
 SEEN = ("value", "cost", "grad_norm", "alignment", "num_steps", "num_nonfinite")
 
@@ -232,7 +233,11 @@ PLATEAU = optax_meta.plateau()
     ("call", "message"),
     [
         (lambda: control_hyperparams(optax.adamw(1e-3), PLATEAU), "not the optimizer it returns"),
-        (lambda: control_hyperparams(optax.adamw, optax_meta.plateau), "Controller, .*: call it"),
+        (lambda: control_hyperparams(optax.adamw, optax_meta.plateau), "got plateau: call it"),
+        (
+            lambda: control_hyperparams(optax.adamw, optax_meta.init_policy(jax.random.key(0))),
+            r"got Policy: write `learned\(policy\)`$",
+        ),
         (
             lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=0),
             r"≥ 1 or `math\.inf`, got 0",
@@ -277,6 +282,8 @@ def test_bad_factory_calls(call, message):
         ({}, r"needs the loss: call `tx.update\(grads, state, params, value=loss\)`"),
         ({"value": jnp.ones(3)}, r"`value` must be a real scalar, got float32\[3\]: pass a mean"),
         ({"value": 1j}, "`value` must be a real scalar"),
+        ({"value": (1.0, {})}, "got a tuple: pass the loss alone, with `has_aux=True` the first"),
+        ({"loss": 1.0}, "since Flax's own passes no loss on; got `loss`"),
         ({"value": 1.0, "cost": jnp.ones(1)}, r"`cost` must be a real scalar, got float32\[1\]"),
     ],
 )
@@ -319,6 +326,66 @@ def test_a_state_of_another_controller(jitted):
         state = made[other].init(PARAMS)
         with pytest.raises(ValueError, match="`state` is that of another controller"):
             update(PARAMS, state, PARAMS, value=1.0)
+        with pytest.raises(ValueError, match="`state` is that of another controller"):
+            optax_meta.decide(controllers[one], state, value=1.0)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        ({"learning_rate": 0.1}, "got dict"),
+        (0.1, "got float"),
+        ((0.1, ()), "got tuple"),
+        (((), {"learning_rate": 0.1}), "got tuple"),
+        (({"learning_rte": 0.1}, ()), "got learning_rte"),
+        (({"learning_rate": 0.1, "b1": 0.9}, ()), "got learning_rate, b1"),
+    ],
+)
+def test_what_a_controller_returns_is_checked(returned, got):
+    controller = Controller(lambda hyperparams: (), lambda metrics, state, hyperparams: returned)
+    tx = control_hyperparams(optax.adamw, controller)(0.1)
+    with pytest.raises(ValueError, match=f"with the names learning_rate and no others, {got}"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0)
+
+
+def test_a_factory_that_was_not_called():
+    factory = control_hyperparams(optax.adamw, PLATEAU)
+    for call in (lambda: factory.init(PARAMS), lambda: factory.update(PARAMS, (), PARAMS)):
+        with pytest.raises(ValueError, match=r"this is its factory: call it first"):
+            call()
+
+
+def test_controllers_at_different_depths_are_told_apart():
+    tx = control_hyperparams(optax.sgd, optax_meta.constant())
+    states = (tx(1.0).init(PARAMS), {"a": tx(2.0).init(PARAMS), "b": tx(3.0).init(PARAMS)})
+    found = optax_meta.hyperparams(states)
+    assert {name: float(rate) for name, rate in found.items()} == {
+        "0/learning_rate": 1.0,
+        "1/a/learning_rate": 2.0,
+        "1/b/learning_rate": 3.0,
+    }
+
+
+def test_a_row_outlives_a_donated_state():
+    tx = control_hyperparams(optax.sgd, PLATEAU)(0.1)
+    step = jax.jit(lambda state: tx.update(PARAMS, state, PARAMS, value=1.0)[1], donate_argnums=0)
+    state, rows = tx.init(PARAMS), []
+    for _ in range(3):
+        state = step(state)
+        rows.append(optax_meta.record(state))
+    assert [int(row.step) for row in rows] == [1, 2, 3]
+    assert [float(row.hyperparams["learning_rate"]) for row in rows] == pytest.approx([0.1] * 3)
+
+
+def test_norms_of_a_sample_are_those_of_the_whole():
+    keys = jax.random.split(jax.random.key(0), 200)
+    params = {f"small{i}": 5.0 + jax.random.normal(key, (7,)) for i, key in enumerate(keys)}
+    params["large"] = jax.random.normal(jax.random.key(1), (300, 1000))
+    params["counts"] = jnp.ones(10**6, jnp.int32)
+    whole = metrics_lib.norm(jnp.concatenate([x.ravel() for x in jax.tree.leaves(params)][1:]))
+    sampled = metrics_lib.sample(params)
+    assert sampled.size < 6000
+    np.testing.assert_allclose(metrics_lib.norm(sampled), whole, rtol=0.05)
 
 
 def test_an_error_of_the_controller_is_its_own():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams
+from optax_meta.base import Controller, Hyperparams, check_whole
 from optax_meta.controllers.online import with_progress
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, check_policy, draw
@@ -36,8 +36,8 @@ def learned(
 
     Args:
         policy: for instance from `optax_meta.load_policy`.
-        total_steps: length of the run in steps if known, for the policy's view of progress. A
-            traced int32[] may be below 1 where it is not known.
+        total_steps: length of the run if known, counted in calls of `update`; after it nothing
+            changes any more. A traced int32[] may be below 1 where it is not known.
         decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without.
         seed: None for the most probable action at every decision, nothing random; an integer, may
             be traced, to sample the actions: what meta-training learns from.
@@ -46,15 +46,15 @@ def learned(
         A `Controller`.
 
     Raises:
-        ValueError: `policy` is something else, or `total_steps` is below 1.
+        ValueError: `policy` is something else, or `total_steps` no whole number ≥ 1.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
         >>> controller = optax_meta.learned(policy, total_steps=1000)
     """
     check_policy(policy)
-    if isinstance(total_steps, int) and total_steps < 1:
-        raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
+    if total_steps is not None:
+        total_steps = check_whole("total_steps", total_steps)
 
     def init(hyperparams: Hyperparams) -> LearnedState:
         del hyperparams

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient, rewards
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, Encoder, Hyperparams
+from optax_meta.base import Controller, Encoder, Hyperparams, check_whole
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, Start, check_policy, draw, init_policy
 from optax_meta.recording import Decision, DecisionState
@@ -28,8 +28,7 @@ class ReinforceState(NamedTuple):
         policy_moments: first and second moments of the policy's Adam, float32[2, P].
         episode: one row a decision: observation, action, log-probability, reward;
             float32[train_every, features + 3]; zeros once learned from.
-        before: value, cost, gradient norm and alignment at the last decision, then the
-            moving-average baseline; float32[5].
+        before: the `Metrics` of the last decision, then the moving-average baseline; float32[12].
         encoder_state: what the encoder carries.
         decision: the latest decision, for the record.
     """
@@ -99,7 +98,8 @@ def reinforce(
         policy_learning_rate: of the policy's own Adam, ≥ 0.
         train_every: decisions in an episode, ≥ 1.
         decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without.
-        total_steps: length of the run in steps if known, for the progress feature.
+        total_steps: length of the run if known, counted in calls of `update`, for the progress
+            feature and the guide.
         seed: of the fresh policy and of every sample; an integer, may be traced.
 
     Returns:
@@ -128,8 +128,10 @@ def reinforce(
         check_policy(policy)
     if policy is not None and fresh:
         raise ValueError(f"a `policy` brings its own {', '.join(fresh)}: pass one or the other")
+    train_every = check_whole("train_every", train_every)
+    if total_steps is not None:
+        total_steps = check_whole("total_steps", total_steps)
     _check(
-        ("train_every", _is_whole(train_every, 1), "be a whole number ≥ 1", train_every),
         ("seed", _is_seed(seed), "be an integer in [0, 2³²)", seed),
         ("discount", 0.0 <= discount <= 1.0, "lie in [0, 1]", discount),
         ("baseline_decay", 0.0 <= baseline_decay < 1.0, "lie in [0, 1)", baseline_decay),
@@ -142,7 +144,6 @@ def reinforce(
             "not be negative",
             policy_learning_rate,
         ),
-        ("total_steps", total_steps is None or total_steps >= 1, "be at least 1", total_steps),
     )
     # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
     template = init_policy(jax.random.key(0), **fresh) if policy is None else policy
@@ -189,15 +190,16 @@ def extract_policy(policy: Policy, controller_state: Any) -> Policy:
         >>> policy = optax_meta.extract_policy(policy, tx.init(jnp.zeros(3)))
     """
     flat, unravel = ravel_pytree(policy.params)
-    learned = optax.tree.get(controller_state, "policy_params")
-    if learned is None or learned.shape != flat.shape:
-        size = "none" if learned is None else f"one of shape {learned.shape}"
-        raise ValueError(f"expected a policy with {flat.size} parameters in this state, got {size}")
-    return policy._replace(params=unravel(learned))
-
-
-def _is_whole(number: Any, least: int) -> bool:
-    return isinstance(number, int) and number >= least
+    learned = [
+        found for _, found in optax.tree.get_all_with_path(controller_state, "policy_params")
+    ]
+    if [jnp.shape(found) for found in learned] != [flat.shape]:
+        sizes = ", ".join(str(jnp.size(found)) for found in learned) or "none"
+        raise ValueError(
+            f"expected one policy in this state, of {flat.size} parameters, got {sizes}: pass the "
+            "state of one controller"
+        )
+    return policy._replace(params=unravel(learned[0]))
 
 
 def _is_seed(seed: Any) -> bool:
@@ -222,7 +224,7 @@ def _init(policy: Policy, train_every: int, seed: jax.Array) -> ReinforceState:
         policy_params=params,
         policy_moments=jnp.zeros((2, params.size), jnp.float32),
         episode=jnp.zeros((train_every, num_features + 3), jnp.float32),
-        before=jnp.zeros(5, jnp.float32),
+        before=jnp.zeros(len(Metrics._fields) + 1, jnp.float32),
         encoder_state=policy.encoder.init(),
         decision=DecisionState.empty(num_features, num_actions),
     )
@@ -247,7 +249,7 @@ def _update(
     return hyperparams, state._replace(
         stream=state.stream + jnp.array([0, 1], jnp.uint32),
         episode=state.episode.at[position].set(jnp.concatenate([observation, row])),
-        before=jnp.concatenate([jnp.stack(metrics[:4]), state.before[4:]]),
+        before=jnp.concatenate([jnp.stack(metrics, dtype=jnp.float32), state.before[-1:]]),
         encoder_state=encoder_state,
         decision=DecisionState.pack(decision),
     )
@@ -270,12 +272,8 @@ def _collect_reward(
     learner: _Learner, metrics: Metrics, state: ReinforceState
 ) -> tuple[ReinforceState, jax.Array]:
     """Reward the last action and note it in its row; the first decision has nothing to reward."""
-    before = metrics._replace(
-        value=state.before[0],
-        cost=state.before[1],
-        grad_norm=state.before[2],
-        alignment=state.before[3],
-    )
+    before = Metrics(*state.before[:-1])
+    before = before._replace(step=before.step.astype(metrics.step.dtype))
     earned = learner.reward_scale * learner.reward(before, metrics)
     reward = jnp.where(state.stream[1] > 0, earned, 0.0).astype(jnp.float32)
     position = (state.stream[1] - 1) % state.episode.shape[0]
@@ -288,7 +286,7 @@ def _learn_if_due(policy: Policy, learner: _Learner, state: ReinforceState) -> R
     num_decisions, length = state.stream[1], state.episode.shape[0]
     is_due = (num_decisions > 0) & (num_decisions % length == 0)
     num_updates = (num_decisions // length).astype(jnp.int32)
-    learned = (state.policy_params, state.policy_moments, state.before[4])
+    learned = (state.policy_params, state.policy_moments, state.before[-1])
     params, moments, baseline = jax.lax.cond(
         is_due,
         partial(_learn, policy, learner),
@@ -300,7 +298,7 @@ def _learn_if_due(policy: Policy, learner: _Learner, state: ReinforceState) -> R
     return state._replace(
         policy_params=params,
         policy_moments=moments,
-        before=state.before.at[4].set(baseline),
+        before=state.before.at[-1].set(baseline),
         episode=jnp.where(is_due, 0.0, state.episode),
     )
 

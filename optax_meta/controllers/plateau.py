@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams
+from optax_meta.base import Controller, Hyperparams, check_whole
 from optax_meta.metrics import Metrics
 
 
@@ -68,10 +68,7 @@ def plateau(
     """
     if not 0.0 < factor < 1.0:
         raise ValueError(f"`factor` must lie in (0, 1), got {factor}")
-    if not patience >= 0:
-        raise ValueError(f"`patience` must not be negative, got {patience}")
-    if not cooldown >= 0:
-        raise ValueError(f"`cooldown` must not be negative, got {cooldown}")
+    patience, cooldown = check_whole("patience", patience, 0), check_whole("cooldown", cooldown, 0)
     if not (threshold >= 0.0 and min_value >= 0.0 and eps >= 0.0):
         raise ValueError(
             "`threshold`, `min_value` and `eps` must not be negative, got "

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Bounds, Controller, Hyperparams
+from optax_meta.base import Bounds, Controller, Hyperparams, check_whole
 from optax_meta.controllers.plateau import plateau
 from optax_meta.metrics import Metrics
 
@@ -41,8 +41,7 @@ def warmup(steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_r
         >>> print(optax_meta.hyperparams(state)["learning_rate"])
         0.25
     """
-    if not steps >= 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}")
+    steps = check_whole("steps", steps)
     if not 0.0 <= init_scale <= 1.0:
         raise ValueError(f"`init_scale` must lie in [0, 1], got {init_scale}")
 
@@ -64,9 +63,10 @@ def warmup(steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_r
 def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Controller:
     """Run controllers one after the other, as `optax.join_schedules` does schedules.
 
-    Controller i is in charge from step `boundaries[i-1]` on and counts its steps from there. Where
-    decisions average several steps, one whose window lies across a boundary is taken by both
-    controllers in order, so that a warm-up always arrives at its peak.
+    Controller i is in charge from step `boundaries[i-1]` on, counts its steps from there, and
+    decides as often as it would alone. Where decisions average several steps, one whose window lies
+    across a boundary is taken by both controllers in order, so that a warm-up always arrives at its
+    peak.
 
     Args:
         controllers: at least one.
@@ -74,7 +74,8 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
             `controllers`.
 
     Returns:
-        A `Controller` that steers what any of them steers, within the bounds of all.
+        A `Controller` that steers what any of them steers, within the bounds of all. Its record
+        tells of the decisions of a policy where one of them has one.
 
     Raises:
         ValueError: the lengths do not fit, or the boundaries do not rise from above 0.
@@ -92,14 +93,19 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
     if any(not first < second for first, second in itertools.pairwise(starts)):
         raise ValueError(f"`boundaries` must rise from above 0, got {tuple(boundaries)}")
     names = tuple(dict.fromkeys(name for c in controllers for name in c.hyperparams))
+    labelled = [c for c in controllers if c.action_labels]
     return Controller(
         init=lambda hyperparams: tuple(c.init(_pick(c, hyperparams)) for c in controllers),
         update=partial(_update, tuple(controllers), starts),
         hyperparams=names,
-        decision_interval=min(c.decision_interval for c in controllers),
+        decision_interval=_common_interval(controllers, starts),
         bounds={name: _common_bounds(controllers, name) for name in names},
+        action_labels=labelled[0].action_labels if len(labelled) == 1 else (),
+        features=labelled[0].features if len(labelled) == 1 else (),
         needs_value=any(c.needs_value for c in controllers),
         needs_alignment=any(c.needs_alignment for c in controllers),
+        guards_nonfinite=any(c.guards_nonfinite for c in controllers),
+        max_growth=min(c.max_growth for c in controllers),
     )
 
 
@@ -135,6 +141,20 @@ def _common_bounds(controllers: Sequence[Controller], name: str) -> Bounds:
     bounds = [c.bounds[name] for c in controllers if name in c.bounds]
     lows, highs = zip((-jnp.inf, jnp.inf), *bounds, strict=True)
     return max(lows), min(highs)
+
+
+def _common_interval(controllers: Sequence[Controller], starts: Sequence[int]) -> Any:
+    if all(c.decision_interval == 1 for c in controllers):
+        return 1
+
+    def is_due(step: jax.Array) -> jax.Array:
+        due = jnp.bool_(False)
+        for controller, start in zip(controllers, starts, strict=True):
+            own = controller.is_due(step - start)
+            due = jnp.where(step >= start, own, due)
+        return due
+
+    return is_due
 
 
 def _update(

@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_meta import actions, observations, writers
+from optax_meta.base import check_whole
 from optax_meta.checkpoints import load_policy
 from optax_meta.families import FAMILIES, OVERFITTED
 from optax_meta.guides import Guide
@@ -22,10 +24,6 @@ from optax_meta.writers import Writer
 
 def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     """Build the meta-trainer that `any-lr-v1` comes from: the learning rate of any optimizer.
-
-    It learns where one update may move the parameters by a tenth of their norm, and is used where
-    it may move them by a twentieth: of the two, validation prefers the latter for a policy that has
-    learned under the former, above all with attention under AdamW.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
@@ -46,7 +44,7 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         guide=Guide(
             calibration_steps=8,
             target_ratio=1e-2,
-            max_ratio=0.1,
+            max_ratio=0.05,
             max_growth=3.0,
             dense_steps=20,
             num_decisions=100,
@@ -56,9 +54,7 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     )
     families = [make() for make in FAMILIES.values()]
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
-    trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
-    used = policy.guide._replace(max_ratio=0.05)
-    return trainer._replace(policy=lambda state: trainer.policy(state)._replace(guide=used))
+    return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
 
 def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
@@ -142,8 +138,7 @@ def train(
     """
     import orbax.checkpoint as ocp
 
-    if updates < 1:
-        raise ValueError(f"`updates` must be at least 1, got {updates}")
+    check_whole("updates", updates)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     state = trainer.init(seed)
@@ -163,10 +158,19 @@ def train(
                 log.put([{"update": done, **info}])
                 if progress is not None:
                     progress(done, info)
-                if now - saved > save_seconds or done == updates:
+                if _agree(now - saved > save_seconds) or done == updates:
                     manager.save(done, args=ocp.args.StandardSave(state))
                     saved = now
     return trainer.policy(state)
+
+
+def _agree(is_due: bool) -> bool:  # noqa: FBT001
+    """Return what the first process says: clocks differ, and all must save together or none."""
+    if jax.process_count() == 1:
+        return is_due
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(is_due)))
 
 
 def _log(folder: Path) -> Writer:

@@ -175,9 +175,11 @@ def meta_trainer(
     """
     unknown = [name for name in optimizers if name not in OPTIMIZERS]
     low, high = horizons
+    names = [family.name for family in families]
     for holds, message in (
         (families, "`families` must not be empty"),
         (not unknown and optimizers, f"`optimizers` must be out of {tuple(OPTIMIZERS)}"),
+        (len(set(names)) == len(names), f"families need different names, got {names}"),
         (1 <= low <= high, f"`horizons` must rise from at least 1, got {horizons}"),
         (
             0.0 < learning_rates[0] <= learning_rates[1] < math.inf,
@@ -249,21 +251,27 @@ def meta_trainer(
     )
 
 
-def _compiled(setting: _Setting) -> dict[str, Any]:
-    """Return the jitted functions, one for each family and one for the learner."""
-    runs = {f.name: jax.jit(partial(_run, setting, f)) for f in setting.families}
+class _Compiled(NamedTuple):
+    """The jitted functions: one for each family by name, and the learner's."""
+
+    runs: dict[str, Any]
+    learn: Any
+    average: Any
+
+
+def _compiled(setting: _Setting) -> _Compiled:
     everywhere = None  # what the learner returns is on every host
     if setting.mesh is not None:
         everywhere = jax.sharding.NamedSharding(setting.mesh, jax.sharding.PartitionSpec())
-    return {
-        **runs,
-        "learn": jax.jit(partial(_learn, setting), out_shardings=everywhere),
-        "average": jax.jit(lambda new, old, share: share * new + (1.0 - share) * old),
-    }
+    return _Compiled(
+        runs={f.name: jax.jit(partial(_run, setting, f)) for f in setting.families},
+        learn=jax.jit(partial(_learn, setting), out_shardings=everywhere),
+        average=jax.jit(lambda new, old, share: share * new + (1.0 - share) * old),
+    )
 
 
 def _update(
-    setting: _Setting, compiled: dict[str, Any], state: MetaState
+    setting: _Setting, compiled: _Compiled, state: MetaState
 ) -> tuple[MetaState, dict[str, float]]:
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     family_key, *keys = jax.random.split(key, 1 + setting.families_per_update)
@@ -281,7 +289,7 @@ def _update(
         total = round(math.exp(float(jax.random.uniform(horizon_key, minval=low, maxval=high))))
         is_known = jax.random.uniform(known_key) >= setting.unknown_horizons
         task_keys = jax.random.key_data(jax.random.split(run_key, setting.groups))
-        batch = compiled[family.name](
+        batch = compiled.runs[family.name](
             _place(setting, state.policy_params),
             _place(setting, task_keys, sharded=True),
             *_place(setting, (jnp.int32(total), is_known, is_shaped)),
@@ -289,12 +297,19 @@ def _update(
         batches.append(batch["learn"])
         info |= {f"{name}/{family.name}": batch[name] for name in ("fall", "spread")}
         steps += total * setting.groups * setting.rollouts
-    params, learner_state, learned = compiled["learn"](
+    params, learner_state, learned = compiled.learn(
         *_place(setting, (state.policy_params, state.learner_state)), batches, info
     )
+    if not np.isfinite(learned["grad_norm"]):
+        names = ", ".join(setting.families[index].name for index in chosen.tolist())
+        raise ValueError(
+            f"the policy's gradient is not finite at update {int(state.step)}, on {names}: the "
+            "loss of a family must be finite and positive before the first step, since its "
+            "logarithm is what the policy is to lower"
+        )
     # Early on the average spans the latter part of the updates so far.
     share = max(1.0 / _AVERAGED_UPDATES, 2.0 / (int(state.step) + 2.0))
-    mean_params = compiled["average"](params, _place(setting, state.mean_params), share)
+    mean_params = compiled.average(params, _place(setting, state.mean_params), share)
     info = {name: float(value) for name, value in learned.items()}
     return MetaState(
         *_place(setting, (state.step + 1, state.seed)),
@@ -380,10 +395,9 @@ def _draw_optimizer(
     names: tuple[str, ...], key: jax.Array
 ) -> Callable[..., optax.GradientTransformation]:
     """Return the factory of a random optimizer: all directions are computed, one is taken."""
-    kind_key, b1_key, b2_key = jax.random.split(key, 3)
+    kind_key, *decay_keys = jax.random.split(key, 3)
     kind = jax.random.randint(kind_key, (), 0, len(names))
-    b1 = 1.0 - 10.0 ** jax.random.uniform(b1_key, minval=-1.7, maxval=-0.7)
-    b2 = 1.0 - 10.0 ** jax.random.uniform(b2_key, minval=-3.0, maxval=-1.3)
+    b1, b2 = _draw_decays(*decay_keys)
     directions = [OPTIMIZERS[name](b1, b2) for name in names]
 
     def factory(learning_rate: jax.Array) -> optax.GradientTransformation:
@@ -401,16 +415,23 @@ def _draw_optimizer(
     return factory
 
 
+def _draw_decays(b1_key: jax.Array, b2_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return random decay rates of first and second moments."""
+    b1 = 1.0 - 10.0 ** jax.random.uniform(b1_key, minval=-1.7, maxval=-0.7)
+    return b1, 1.0 - 10.0 ** jax.random.uniform(b2_key, minval=-3.0, maxval=-1.3)
+
+
 def _draw_adamw(
     weight_decays: tuple[float, float], key: jax.Array
 ) -> Callable[..., optax.GradientTransformation]:
     """Return AdamW with random decay rates and a random weight decay to start from."""
-    decay_key, b1_key, b2_key = jax.random.split(key, 3)
+    decay_key, *decay_keys = jax.random.split(key, 3)
+    b1, b2 = _draw_decays(*decay_keys)
     low, high = (math.log(decay) for decay in weight_decays)
     return partial(
         optax.adamw,
-        b1=1.0 - 10.0 ** jax.random.uniform(b1_key, minval=-1.7, maxval=-0.7),
-        b2=1.0 - 10.0 ** jax.random.uniform(b2_key, minval=-3.0, maxval=-1.3),
+        b1=b1,
+        b2=b2,
         weight_decay=jnp.exp(jax.random.uniform(decay_key, minval=low, maxval=high)),
     )
 
@@ -478,10 +499,6 @@ def _learn(
         log_probs = jax.vmap(policy_log_probs)(rows["observation"])
         entropy = policy_gradient.entropy(log_probs)
         entropy = jnp.sum(entropy * rows["mask"]) / jnp.sum(rows["mask"])
-        if setting.epochs == 1:
-            return policy_gradient.policy_loss(
-                log_probs, rows["action"], rows["advantage"], setting.entropy_bonus, rows["mask"]
-            ), entropy
         taken = jnp.take_along_axis(log_probs, rows["action"][:, None], axis=1)[:, 0]
         ratio = jnp.exp(jnp.clip(taken - rows["log_prob"], -5.0, 5.0))
         advantage = rows["advantage"]
