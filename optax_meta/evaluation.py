@@ -205,6 +205,10 @@ def compare(
         ("methods", len(methods), 1),
     ):
         check_whole(name, number, least)
+    if bad := [name for name in methods if not name or set(name) & set("/\\\0")]:
+        raise ValueError(
+            f"a method's name becomes that of a file, got {bad[0]!r}: leave / and \\ out"
+        )
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}")
     setting = {

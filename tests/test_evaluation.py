@@ -95,9 +95,10 @@ def test_every_task_can_be_learned(name):
     [
         ({"task": "nothing"}, "unknown task 'nothing': choose from digits"),
         ({"methods": ["foo"]}, "unknown method 'foo': choose from constant"),
+        ({"methods": {"a/b": optax_meta.constant()}}, "name becomes that of a file, got 'a/b'"),
         ({"methods": []}, "`methods` must be a whole number ≥ 1"),
         ({"steps": 0}, "`steps` must be a whole number ≥ 1"),
-        ({"seeds": 1}, "`seeds` must be at least 2"),
+        ({"seeds": 1}, "`seeds` must be a whole number ≥ 2"),
         ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
     ],
 )
