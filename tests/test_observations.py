@@ -86,5 +86,5 @@ def test_progress_without_a_horizon_still_grows(metrics):
 
 
 def test_short_history_is_refused():
-    with pytest.raises(ValueError, match="`history` must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="`history` must be a whole number ≥ 2, got 1"):
         observations.classic(history=1)
