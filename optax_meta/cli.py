@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_meta_train)
     train.add_argument("--recipe", default=RECIPES[0], choices=RECIPES, help="what to learn")
-    train.add_argument("--updates", type=_at_least(1), default=290, help="of the policy")
+    train.add_argument("--updates", type=_at_least(1), default=360, help="of the policy")
     train.add_argument(
         "--learner",
         default="reinforce",

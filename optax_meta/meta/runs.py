@@ -25,6 +25,9 @@ from optax_meta.writers import Writer
 def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     """Build the meta-trainer that `any-lr-v1` comes from: the learning rate of any optimizer.
 
+    It learns where one update may move the parameters by a twentieth of their norm, and is used
+    with a margin, where it may move them by 3 %: a policy leans on the bound that it learns under.
+
     Args:
         mesh: as for `optax_meta.meta_trainer`.
         **options: replace what it is built with, such as `learner="evolution"`.
@@ -54,7 +57,9 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     )
     families = [make() for make in FAMILIES.values()]
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
-    return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
+    trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
+    used = policy.guide._replace(max_ratio=0.03)
+    return trainer._replace(policy=lambda state: trainer.policy(state)._replace(guide=used))
 
 
 def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
