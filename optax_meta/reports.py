@@ -151,14 +151,20 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
         results = json.dumps(files.results(comparison), indent=1, allow_nan=False)
         (new / "results.json").write_text(results + "\n", encoding="utf-8")
         (new / "report.html").write_text(_page(comparison), encoding="utf-8")
-        old = folder / "results.json"
-        written = json.loads(old.read_text(encoding="utf-8"))["methods"] if old.exists() else {}
         (folder / "records").mkdir(exist_ok=True)
-        for name in set(written) - set(comparison.methods):
+        for name in _methods(folder) - set(comparison.methods):
             (folder / "records" / f"{name}.jsonl").unlink(missing_ok=True)
         for path in sorted(path for path in new.rglob("*") if path.is_file()):
             path.replace(folder / path.relative_to(new))
     return folder / "report.html"
+
+
+def _methods(folder: Path) -> set[str]:
+    """Return the methods of an earlier report in a folder; none where it cannot be read."""
+    try:
+        return set(json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Path:

@@ -170,8 +170,9 @@ def test_a_reward_sees_all_of_the_run_before():
     tx = control_hyperparams(optax.sgd, controller)(1e-3)
     params = jnp.array(2.0)
     state, rewards = tx.init(params), []
+    update = jax.jit(lambda state: tx.update(jnp.array(1.0), state, params, value=1.0)[1])
     for _ in range(10):
-        _, state = tx.update(jnp.array(1.0), state, params, value=1.0)
+        state = update(state)
         row = optax_meta.record(state)
         if row.decided:
             rewards.append(float(row.decision.reward))

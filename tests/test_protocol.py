@@ -183,6 +183,7 @@ def promotion():
         yield
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("promotion")
 @pytest.mark.parametrize("make", [*TEST.values(), *VALIDATION.values()])
 def test_tasks_are_sound(make):

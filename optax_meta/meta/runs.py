@@ -86,7 +86,7 @@ def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
         jax.random.key(0),
         encoder=observations.scale_free(weight_decay=True),
         action_space=actions.factored(*source.action_space.moves, decay),
-        guide=source.guide._replace(total_decay=5.0),
+        guide=source.guide._replace(max_ratio=0.05, total_decay=5.0),
         hold_probability=0.7,
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))
