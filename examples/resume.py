@@ -62,4 +62,4 @@ def main(directory: str, steps: int = 200, save_every: int = 5):  # noqa: ANN201
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or ["resume-run"])
+    main(sys.argv[1] if len(sys.argv) > 1 else "resume-run")

@@ -1,7 +1,8 @@
 """Optax's own tests, unmodified from the wheel, with controlled factories in their tables.
 
-`constant` without the long optimizations runs by default, all else under `-m heavy`. The one thing
-added is `value=0.0` where a test passes no loss, which the other controllers cannot do without.
+`constant` without the long optimizations, and mixed precision under `learned` too, run by default,
+all else under `-m heavy`. The one thing added is `value=0.0` where a test passes no loss, which the
+other controllers cannot do without.
 """
 
 import functools
@@ -132,7 +133,13 @@ MIXED = float64_test.Float64Test
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize(
+    "controller",
+    [
+        pytest.param(n, marks=[] if n in ("constant", "learned") else pytest.mark.heavy)
+        for n in CONTROLLERS
+    ],
+)
 @pytest.mark.parametrize("name", [n for n in dir(MIXED) if n.startswith("test_")])
 def test_optax_in_mixed_precision(name, controller):
     method, (factory, arguments) = parts(MIXED, name)
@@ -164,10 +171,8 @@ def run_sharding_tests(controller):
     assert count >= 60, count
 
 
-@pytest.mark.parametrize(
-    "controller",
-    [pytest.param(n, marks=[] if n == "constant" else pytest.mark.heavy) for n in CONTROLLERS],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("controller", CONTROLLERS)
 def test_optax_on_eight_devices(controller):
     code = f"import test_conformance as t; t.run_sharding_tests({controller!r})"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

@@ -50,6 +50,7 @@ def run(name, arguments, *flags):
     return lines, json.loads(result)
 
 
+@pytest.mark.heavy
 def test_fifteen_steps():
     lines, _ = run("fifteen_steps", "seeds=2")
     rows = [line for line in lines if line.startswith("| ")]

@@ -44,7 +44,13 @@ def run(trainer, updates, seed=0):
     return state, rows
 
 
-@pytest.mark.parametrize("name", [*families.FAMILIES, *families.OVERFITTED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *families.FAMILIES,
+        *(pytest.param(name, marks=pytest.mark.heavy) for name in families.OVERFITTED),
+    ],
+)
 def test_families_give_finite_losses_and_gradients(name):
     family = {**families.FAMILIES, **families.OVERFITTED}[name]()
 
