@@ -81,11 +81,11 @@ class Controller(NamedTuple):
     guards_nonfinite: bool = True
     max_growth: float = math.inf
 
-    def is_due(self, step: jax.Array) -> jax.Array:
+    def is_due(self, step: Any) -> Any:
         """Return whether a decision is due at a step, bool[].
 
         Args:
-            step: from 0, int32[].
+            step: from 0, int32[]; of a fixed interval also an `int`, for a `bool`.
         """
         interval: Any = self.decision_interval
         if callable(interval):

@@ -271,12 +271,14 @@ def _meta_train(options: argparse.Namespace) -> int:
 def _same_run(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on with a run of other settings; else note them."""
     path = folder / "settings.json"
-    known = json.loads(path.read_text()) if path.exists() else settings
-    if other := [name for name in settings if known.get(name) != settings[name]]:
-        raise ValueError(
-            f"`{folder}` holds a run with {', '.join(f'--{n} {known.get(n)}' for n in other)}: go "
-            "on with the same, or choose another --out"
-        )
+    if path.exists():
+        known = json.loads(path.read_text())
+        if other := [name for name in settings if known.get(name) != settings[name]]:
+            raise ValueError(
+                f"`{folder}` holds a run with {', '.join(f'--{n} {known.get(n)}' for n in other)}: "
+                "go on with the same, or choose another --out"
+            )
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings) + "\n")

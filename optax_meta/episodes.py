@@ -99,8 +99,7 @@ def rollout(
     controller = learned(policy, total_steps=told, seed=seed)
     dense, interval = controller.dense_steps, controller.decision_interval
     if max_decisions is None:
-        due = [t for t in range(total_steps) if t < dense or t % interval == 0]
-        max_decisions = len(due)
+        max_decisions = sum(bool(controller.is_due(t)) for t in range(total_steps))
     tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
     init_key, data_key = jax.random.split(key)
     params = task.init(init_key)

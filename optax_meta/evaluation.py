@@ -199,12 +199,8 @@ def compare(
     chosen: Task = _named(TASKS, "task", task)() if isinstance(task, str) else task
     if not isinstance(methods, Mapping):
         methods = {name: _named(METHODS, "method", name) for name in methods}
-    for name, number, least in (
-        ("steps", steps, 1),
-        ("seeds", seeds, 2),
-        ("methods", len(methods), 1),
-    ):
-        check_whole(name, number, least)
+    steps, seeds = check_whole("steps", steps), check_whole("seeds", seeds, 2)
+    check_whole("methods", len(methods))
     if bad := [name for name in methods if not name or set(name) & set("/\\\0")]:
         raise ValueError(
             f"a method's name becomes that of a file, got {bad[0]!r}: leave / and \\ out"

@@ -135,11 +135,16 @@ class Guide(NamedTuple):
         """
         if HYPERPARAM not in hyperparams:
             return wanted
+        if self.max_ratio < math.inf:
+            wanted = self._hold_ratio(metrics, hyperparams, wanted)
         if self.anneal:
             is_over = metrics.progress >= 1.0
             wanted = {k: jnp.where(is_over, hyperparams[k], new) for k, new in wanted.items()}
-        if self.max_ratio == math.inf:
-            return wanted
+        return wanted
+
+    def _hold_ratio(
+        self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams
+    ) -> Hyperparams:
         rate = hyperparams[HYPERPARAM]
         room = self.max_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
         room = jnp.where(metrics.num_nonfinite < metrics.num_steps, room, 0.5)
@@ -151,5 +156,4 @@ class Guide(NamedTuple):
         step = metrics.step.astype(jnp.float32)
         share = jnp.maximum(step - metrics.num_steps, 0.0) / jnp.maximum(step, 1.0)
         left, left_before = 1.0 - metrics.progress, 1.0 - metrics.progress * share
-        is_within = (metrics.progress >= 0.0) & (left > 0.0)
-        return jnp.where(is_within, left / jnp.maximum(left_before, 1e-6), 1.0)
+        return jnp.where(metrics.progress >= 0.0, left / jnp.maximum(left_before, 1e-6), 1.0)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from optax_meta import policy_gradient
 from optax_meta.base import Hyperparams
 from optax_meta.metrics import Statistics
-from optax_meta.transform import ControlState, find_control_states
+from optax_meta.transform import ControlState, detach, find_control_states
 
 
 class Decision(NamedTuple):
@@ -164,9 +164,7 @@ def record(opt_state: Any) -> Record:
             f"the state holds several controlled optimizers ({', '.join(found)}): pass one of "
             "them, for instance `opt_state.inner_states[label]` of `optax.partition`"
         )
-    row = _row(next(iter(found.values())))
-    # A state may be donated to the next step; a row must outlive it.
-    return jax.tree.map(lambda x: x if isinstance(x, Tracer) else jnp.array(x, copy=True), row)
+    return detach(_row(next(iter(found.values()))))
 
 
 def find_decision(controller_state: Any) -> Decision | None:

@@ -227,8 +227,9 @@ def hyperparams(opt_state: Any) -> Hyperparams:
             `optax.MultiSteps`, a Flax `TrainState`, an `nnx.Optimizer`.
 
     Returns:
-        float32[] by name. Where the state holds several controlled optimizers, the names are
-        prefixed by what tells these apart, for instance the label of `optax.partition`.
+        float32[] by name; they stay when the state is donated. Where the state holds several
+        controlled optimizers, the names are prefixed by what tells these apart, for instance the
+        label of `optax.partition`.
 
     Raises:
         ValueError: the state holds none.
@@ -241,9 +242,9 @@ def hyperparams(opt_state: Any) -> Hyperparams:
     """
     found = find_control_states(opt_state)
     if len(found) == 1:
-        return dict(next(iter(found.values())).hyperparams)
+        return dict(detach(next(iter(found.values())).hyperparams))
     return {
-        f"{label}/{name}": value
+        f"{label}/{name}": detach(value)
         for label, state in found.items()
         for name, value in state.hyperparams.items()
     }
@@ -281,6 +282,19 @@ def find_control_states(opt_state: Any) -> dict[str, ControlState]:
     ]
     states = [jax.tree.map(_read_variable, state, is_leaf=_is_variable) for _, state in found]
     return dict(zip(labels, states, strict=True))
+
+
+def detach(tree: Any) -> Any:
+    """Return copies of arrays, which outlive a state that is donated to the next step.
+
+    Args:
+        tree: any pytree of arrays; traced ones are returned as they are.
+
+    >>> x = jnp.ones(2)
+    >>> detach(x).unsafe_buffer_pointer() == x.unsafe_buffer_pointer()
+    False
+    """
+    return jax.tree.map(lambda x: x if isinstance(x, Tracer) else jnp.array(x, copy=True), tree)
 
 
 def _is_control_state(x: Any) -> bool:
@@ -456,8 +470,10 @@ def _step(
     params: optax.Params | None,
     extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, ControlState]:
-    measured, last_params = _measure(controller, axis_name, updates, state, params, extra_args)
     known = Statistics.unpack(state.statistics)
+    measured, last_params = _measure(
+        controller, axis_name, known, updates, state, params, extra_args
+    )
     if controller.guards_nonfinite and controller.max_growth < math.inf:
         updates, measured = _hold_growth(controller.max_growth * known.means[2], updates, measured)
     statistics = metrics_lib.accumulate(known, measured)
@@ -503,6 +519,7 @@ def _guard(
 def _measure(
     controller: Controller,
     axis_name: str | None,
+    known: Statistics,
     updates: optax.Updates,
     state: ControlState,
     params: optax.Params | None,
@@ -521,7 +538,6 @@ def _measure(
         raise ValueError(
             "the controller needs the parameters: call `tx.update(grads, state, params)`"
         )
-    known = Statistics.unpack(state.statistics)
     grad_norm = metrics_lib.global_norm(updates)
     move, last_params = jnp.zeros(3, jnp.float32), ()
     if controller.needs_alignment:

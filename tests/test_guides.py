@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import jax
@@ -77,8 +78,9 @@ def test_a_held_rate_falls_linearly_to_the_end_and_stays_there():
     np.testing.assert_allclose(rows.hyperparams["learning_rate"][40:], expected[-1], rtol=1e-4)
 
 
-def test_after_the_end_nothing_changes_whatever_the_policy_says():
-    bold = policy(anneal=True, num_decisions=20)
+@pytest.mark.parametrize("max_ratio", [math.inf, 1e-2])
+def test_after_the_end_nothing_changes_whatever_the_policy_says(max_ratio):
+    bold = policy(anneal=True, num_decisions=20, max_ratio=max_ratio)
     head = bold.params["params"]["head"]
     raising = {**head, "bias": jnp.array([0.0, 0.0, 9.0])}
     bold = bold._replace(params={"params": {**bold.params["params"], "head": raising}})

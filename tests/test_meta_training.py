@@ -281,7 +281,7 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rollouts": 1}, "`rollouts` must be at least 2"),
+        ({"rollouts": 1}, "`rollouts` must be a whole number ≥ 2"),
         ({"horizons": (10, 5)}, "`horizons` must rise"),
         ({"learning_rates": (0.0, 1.0)}, "`learning_rates` must rise"),
         ({"optimizers": ("adamax",)}, "`optimizers` must be out of"),
@@ -289,9 +289,9 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
         ({"learner": "evolution", "rollouts": 3}, "must be even"),
         ({"weight_decays": (0.0, 1.0)}, "`weight_decays` must rise from above 0"),
         ({"families_per_update": 2}, "`families_per_update` must lie between 1 and 1"),
-        ({"epochs": 0}, "`epochs` must be at least 1"),
-        ({"groups": 0}, "`groups` must be at least 1"),
-        ({"shaped_updates": -1}, "`shaped_updates` must not be negative, got -1"),
+        ({"epochs": 0}, "`epochs` must be a whole number ≥ 1"),
+        ({"groups": 0}, "`groups` must be a whole number ≥ 1"),
+        ({"shaped_updates": -1}, "`shaped_updates` must be a whole number ≥ 0, got -1"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -369,12 +369,14 @@ def test_controllers_at_different_depths_are_told_apart():
 def test_a_row_outlives_a_donated_state():
     tx = control_hyperparams(optax.sgd, PLATEAU)(0.1)
     step = jax.jit(lambda state: tx.update(PARAMS, state, PARAMS, value=1.0)[1], donate_argnums=0)
-    state, rows = tx.init(PARAMS), []
+    state, rows, rates = tx.init(PARAMS), [], []
     for _ in range(3):
         state = step(state)
         rows.append(optax_meta.record(state))
+        rates.append(optax_meta.hyperparams(state)["learning_rate"])
     assert [int(row.step) for row in rows] == [1, 2, 3]
     assert [float(row.hyperparams["learning_rate"]) for row in rows] == pytest.approx([0.1] * 3)
+    assert [float(rate) for rate in rates] == pytest.approx([0.1] * 3)
 
 
 def test_norms_of_a_sample_are_those_of_the_whole():

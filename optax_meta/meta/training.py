@@ -18,6 +18,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient
+from optax_meta.base import check_whole
 from optax_meta.episodes import Trajectory, rollout
 from optax_meta.policies import Policy
 from optax_meta.tasks import TaskFamily
@@ -176,6 +177,10 @@ def meta_trainer(
     unknown = [name for name in optimizers if name not in OPTIMIZERS]
     low, high = horizons
     names = [family.name for family in families]
+    groups, epochs = check_whole("groups", groups), check_whole("epochs", epochs)
+    rollouts = check_whole("rollouts", rollouts, 2)
+    if shaped_updates is not None:
+        shaped_updates = check_whole("shaped_updates", shaped_updates, 0)
     for holds, message in (
         (families, "`families` must not be empty"),
         (not unknown and optimizers, f"`optimizers` must be out of {tuple(OPTIMIZERS)}"),
@@ -185,17 +190,10 @@ def meta_trainer(
             0.0 < learning_rates[0] <= learning_rates[1] < math.inf,
             f"`learning_rates` must rise from above 0, got {learning_rates}",
         ),
-        (rollouts >= 2, f"`rollouts` must be at least 2, got {rollouts}"),
         (
             0.0 < weight_decays[0] <= weight_decays[1] < math.inf,
             f"`weight_decays` must rise from above 0, got {weight_decays}",
         ),
-        (groups >= 1, f"`groups` must be at least 1, got {groups}"),
-        (
-            shaped_updates is None or shaped_updates >= 0,
-            f"`shaped_updates` must not be negative, got {shaped_updates}",
-        ),
-        (epochs >= 1, f"`epochs` must be at least 1, got {epochs}"),
         (
             1 <= families_per_update <= len(families),
             f"`families_per_update` must lie between 1 and {len(families)}",
