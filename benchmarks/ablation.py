@@ -12,6 +12,7 @@ policy on the same seeds: above 1, the part is missed. Writes `ablation.json`.
 import argparse
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from optax_meta.tasks import Task
 HERE = Path(__file__).parent
 NAMES = ("adamw", "momentum", "lion")
 STARTS = (1e-5, 1e-1)
+CALIBRATION = f"calibration (from {STARTS[0]:g} and {STARTS[1]:g})"
 WITHOUT = {
-    "calibration (from 1e-5 and 1e-1)": {"calibration_steps": 0},
+    CALIBRATION: {"calibration_steps": 0},
     "dense first decisions": {"dense_steps": 0},
     "linear fall": {"anneal": False},
     "bound on the move": {"max_ratio": math.inf},
@@ -38,8 +40,15 @@ WITHOUT = {
 }
 
 
-def runs(policy: optax_meta.Policy, task: Task, optimizer: str, steps: int, seeds: int) -> Any:
-    """Return jitted (policy parameters) → trajectories, leading axes [starts, seeds]."""
+def runs(
+    policy: optax_meta.Policy,
+    task: Task,
+    optimizer: str,
+    steps: int,
+    seeds: int,
+    starts: tuple[float, ...] = (1e-3,),
+) -> Any:
+    """Return jitted (stacked policy parameters) → trajectories, leading axes [K, starts, seeds]."""
 
     def one(params: Any, start: jax.Array, key: jax.Array) -> optax_meta.Trajectory:
         return optax_meta.rollout(
@@ -51,9 +60,18 @@ def runs(policy: optax_meta.Policy, task: Task, optimizer: str, steps: int, seed
             learning_rate=start,
         )
 
-    keys, starts = jax.random.split(jax.random.key(11), seeds), jnp.float32(STARTS)
-    every = jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None))
-    return jax.jit(lambda params: every(params, starts, keys))
+    keys = jax.random.split(jax.random.key(11), seeds)
+    every = jax.vmap(jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None)), (0, None, None))
+    # Much is compiled for short runs.
+    quickly = {"xla_backend_optimization_level": 1}
+    return jax.jit(
+        lambda params: every(params, jnp.float32(starts), keys), compiler_options=quickly
+    )
+
+
+def stacked(*params: Any) -> Any:
+    """Stack the parameters of several policies."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
 
 def knocked_out(params: Any, mean: jax.Array, feature: int) -> Any:
@@ -88,27 +106,33 @@ def main() -> None:
     rows: dict[str, list[np.ndarray]] = {}
     for task in (make() for make in VALIDATION.values()):
         for optimizer in NAMES:
-            run = runs(policy, task, optimizer, options.steps, options.seeds)
-            whole = run(policy.params)
-            base = log_losses(whole)
-            seen = whole.mask[..., None]
-            mean = jnp.sum(whole.observation * seen, (0, 1, 2)) / jnp.sum(seen)
-            found = {"hold": log_losses(run(hold.params))}
-            for i, feature in enumerate(policy.encoder.features):
-                found[feature] = log_losses(run(knocked_out(policy.params, mean, i)))
+            of_cell = partial(
+                runs, task=task, optimizer=optimizer, steps=options.steps, seeds=options.seeds
+            )
+            seen = of_cell(policy)(stacked(policy.params))
+            weight = seen.mask[..., None]
+            mean = jnp.sum(seen.observation * weight, (0, 1, 2, 3)) / jnp.sum(weight)
+            features = policy.encoder.features
+            names = ["whole", "hold", *features]
+            variants = [knocked_out(policy.params, mean, i) for i in range(len(features))]
+            ran = of_cell(policy)(stacked(policy.params, hold.params, *variants))
+            found = dict(zip(names, log_losses(ran), strict=True))
             for part, change in WITHOUT.items():
                 changed = policy._replace(guide=policy.guide._replace(**change))
-                run = runs(changed, task, optimizer, options.steps, options.seeds)
-                found[f"without {part}"] = log_losses(run(policy.params))
-                found[f"hold, without {part}"] = log_losses(run(hold.params))
+                starts = STARTS if part == CALIBRATION else (1e-3,)
+                ran = of_cell(changed, starts=starts)(stacked(policy.params, hold.params))
+                of_whole, of_hold = log_losses(ran).mean(axis=1, keepdims=True)
+                found |= {f"without {part}": of_whole, f"hold, without {part}": of_hold}
+            base = found.pop("whole")
             for name, losses in found.items():
                 rows.setdefault(name, []).append(losses - base)
+            jax.clear_caches()
             print(task.name, optimizer, flush=True)
     result: dict[str, Any] = {"versions": library_versions(), "policy": options.policy}
     result["loss_over_whole"] = {}
     for name, parts in rows.items():
-        logs = np.stack(parts).mean(axis=2)  # over seeds: cells × starts
-        error = np.stack(parts).mean(axis=(0, 1)).std(ddof=1) / math.sqrt(options.seeds)
+        logs = np.stack(parts)
+        error = logs.mean(axis=(0, 1)).std(ddof=1) / math.sqrt(options.seeds)
         ratio = float(np.exp(logs.mean()))
         result["loss_over_whole"][name] = {"ratio": ratio, "standard_error": float(ratio * error)}
         print(f"{name:50s} {ratio:6.3f} ± {2.0 * ratio * error:.3f}")

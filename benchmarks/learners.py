@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ablation import NAMES, log_losses, runs
+from ablation import NAMES, log_losses, runs, stacked
 from validation_tasks import VALIDATION
 
 from optax_meta.evaluation import library_versions
@@ -52,9 +52,9 @@ def main() -> None:
     policy = any_lr(groups=options.groups).policy(any_lr(groups=options.groups).init(0))
     for task, optimizer in cells:
         run = runs(policy, task, optimizer, options.steps, options.seeds)
-        base = log_losses(run(policy.params))
-        for (name, _), params in trained.items():
-            found[name].append(log_losses(run(params)) - base)
+        base, *ends = log_losses(run(stacked(policy.params, *trained.values())))
+        for (name, _), end in zip(trained, ends, strict=True):
+            found[name].append(end - base)
         jax.clear_caches()
     result: dict[str, object] = {"versions": library_versions(), "updates": options.updates}
     rows = {}

@@ -197,15 +197,16 @@ def policies(names: list[str]) -> dict[str, Contender]:
 def table(cells: list[dict[str, Any]]) -> str:
     """Return the scores as Markdown."""
     lines = [
-        "| method | geometric mean | IQM | within 10 % | diverged | cells |",
-        "|---|---|---|---|---|---|",
+        "| method | geometric mean | IQM | within 10 % | diverged | time to oracle | cells |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in protocol.score(cells):
         low, high = row.geometric_interval
+        time = f"{row.time_to_oracle:.2f}" if np.isfinite(row.time_to_oracle) else "never"
         lines.append(
             f"| {row.method} | {row.geometric_mean:.2f} [{low:.2f}, {high:.2f}] | "
             f"{row.interquartile_mean:.2f} | {row.within_tenth:.0%} | {row.diverged:.1%} | "
-            f"{row.cells} |"
+            f"{time} | {row.cells} |"
         )
     return "\n".join(lines)
 

@@ -25,6 +25,8 @@ from optax_meta.tasks import Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
 
 CAP = 10.0
+CHECKPOINTS = 20
+"""At how many evenly spaced steps a run is evaluated, to see when it has the oracle's loss."""
 SWEEP_RATES = tuple(10.0 ** (half / 2.0) for half in range(-10, 3))
 SCHEDULES = ("constant", "linear", "cosine")
 _ORACLE_SEED = 10_000
@@ -115,13 +117,16 @@ class Score(NamedTuple):
         interquartile_interval: its interval.
         within_tenth: share of cells whose geometric mean is at most 1.1.
         diverged: share of runs that ended non-finite or above their initial loss.
+        time_to_oracle: share of its steps after which the median run first has the loss that the
+            oracle ends with; inf where most runs never do.
         cells: how many cells.
 
     Example:
         >>> cell = {"floor": 0.0, "initial": [9.0, 9.0], "oracle": {"losses": [1.0, 1.0]}}
-        >>> [row] = optax_meta.protocol.score([{**cell, "losses": {"mine": [[2.0, 2.0]]}}])
-        >>> round(row.geometric_mean, 3)
-        2.0
+        >>> cell |= {"losses": {"mine": [[2.0, 2.0]]}, "times": {"mine": [[np.inf, np.inf]]}}
+        >>> [row] = optax_meta.protocol.score([cell])
+        >>> round(row.geometric_mean, 3), row.time_to_oracle
+        (2.0, inf)
     """
 
     method: str
@@ -131,6 +136,7 @@ class Score(NamedTuple):
     interquartile_interval: tuple[float, float]
     within_tenth: float
     diverged: float
+    time_to_oracle: float
     cells: int
 
 
@@ -197,8 +203,9 @@ def judge(
     Returns:
         One dict for each task, optimizer and horizon: their names; "initial" float[S]; "sweep"
         float[3][13], the mean losses that the oracle is chosen by; "oracle": kind, rate and
-        float[S] of its losses; "floor"; and "losses", by method float[K][S] for K starting rates
-        and S seeds.
+        float[S] of its losses; "floor"; and by method float[K][S] for K starting rates and S
+        seeds: "losses", and "times", the shares of the steps, in twentieths, after which the run
+        first has the oracle's mean loss, inf where it never does.
 
     Raises:
         ValueError: fewer than two seeds, two tasks of one name, or a folder with results for other
@@ -273,6 +280,7 @@ def score(cells: Sequence[Mapping[str, Any]], *, rates: Sequence[int] | None = N
     Example:
         >>> cell = {"floor": 0.0, "initial": [9.0, 9.0], "oracle": {"losses": [1.0, 1.0]}}
         >>> cell["losses"] = {"mine": [[2.0, 2.0]], "other": [[1.0, 1.0]]}
+        >>> cell["times"] = {"mine": [[np.inf, np.inf]], "other": [[0.9, 1.0]]}
         >>> [row.method for row in optax_meta.protocol.score([cell])]
         ['other', 'mine']
     """
@@ -337,12 +345,17 @@ def ratios(cell: Mapping[str, Any], method: str) -> tuple[np.ndarray, np.ndarray
         [[ 2. 10.]] [[False  True]]
     """
     losses = np.array(cell["losses"][method], float)
-    initial, oracle = np.array(cell["initial"]), np.array(cell["oracle"]["losses"], float)
+    initial = np.array(cell["initial"])
     diverged = ~np.isfinite(losses) | (losses > initial)
-    # The oracle's mean over seeds: one lucky or lost run of it must not decide a ratio.
-    best = np.mean(np.where(np.isfinite(oracle), oracle, initial))
+    best = _oracle_loss(cell)
     excess = np.maximum(losses - cell["floor"], 0.0) / max(best - cell["floor"], 1e-12)
     return np.where(diverged, CAP, np.clip(excess, 1.0 / CAP, CAP)), diverged
+
+
+def _oracle_loss(cell: Mapping[str, Any]) -> float:
+    """Return the oracle's mean over seeds: one lucky or lost run of it must not decide a ratio."""
+    losses = np.array(cell["oracle"]["losses"], float)
+    return float(np.mean(np.where(np.isfinite(losses), losses, cell["initial"])))
 
 
 def _score(method: str, cells: Sequence[Mapping[str, Any]], rates: Sequence[int] | None) -> Score:
@@ -351,6 +364,7 @@ def _score(method: str, cells: Sequence[Mapping[str, Any]], rates: Sequence[int]
     pairs = [ratios(cell, method) for cell in cells if method in cell["losses"]]
     logs = np.concatenate([np.log(ratio if rates is None else ratio[rates]) for ratio, _ in pairs])
     diverged = np.concatenate([lost if rates is None else lost[rates] for _, lost in pairs])
+    times = [np.array(cell["times"][method], float) for cell in cells if method in cell["losses"]]
     generator = np.random.default_rng(0)
 
     def figures(logs: np.ndarray) -> tuple[float, float]:
@@ -369,6 +383,13 @@ def _score(method: str, cells: Sequence[Mapping[str, Any]], rates: Sequence[int]
         interquartile_interval=(float(low[1]), float(high[1])),
         within_tenth=float(np.mean(np.exp(logs.mean(axis=1)) <= 1.1)),
         diverged=float(diverged.mean()),
+        time_to_oracle=float(
+            np.quantile(
+                np.concatenate([time if rates is None else time[rates] for time in times]),
+                0.5,
+                method="higher",
+            )
+        ),
         cells=len(logs),
     )
 
@@ -382,19 +403,29 @@ class _Runs(NamedTuple):
     compiler_options: dict[str, Any] | None
 
     def __call__(
-        self, contender: Contender, rates: Any, seeds: Any, steps: int
+        self,
+        contender: Contender,
+        rates: Any,
+        seeds: Any,
+        steps: int,
+        *,
+        watch: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the evaluated losses before and after, float[K, S]."""
+        """Return the evaluated losses before the run and during it, float[K, S] and float[K, S, C].
+
+        Where nobody watches, the one at the end alone is not nan.
+        """
         key = _program(contender)
         if key not in self.compiled:
             run = partial(_train, self.task, self.factory, contender._replace(settings=None))
-            over_seeds = jax.vmap(run, (None, None, 0, None))
+            over_seeds = jax.vmap(run, (None, None, 0, None, None))
             self.compiled[key] = jax.jit(
-                jax.vmap(over_seeds, (None, 0, None, None)), compiler_options=self.compiler_options
+                jax.vmap(over_seeds, (None, 0, None, None, None)),
+                compiler_options=self.compiler_options,
             )
         settings = jax.tree.map(np.asarray, contender.settings)
         rate, seed = np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
-        out = self.compiled[key](settings, rate, seed, np.int32(steps))
+        out = self.compiled[key](settings, rate, seed, np.int32(steps), np.bool_(watch))
         return np.asarray(out[0], float), np.asarray(out[1], float)
 
     def oracle(self, steps: int, oracle_seeds: int, scored: np.ndarray) -> dict[str, Any]:
@@ -402,31 +433,39 @@ class _Runs(NamedTuple):
         chosen_on = _ORACLE_SEED + np.arange(oracle_seeds)
         tuned = []
         for kind in SCHEDULES:
-            initial, final = self(Contender.from_schedule(kind), SWEEP_RATES, chosen_on, steps)
+            initial, curves = self(Contender.from_schedule(kind), SWEEP_RATES, chosen_on, steps)
+            final = curves[..., -1]
             held = np.where(np.isfinite(final), np.minimum(final, initial), initial)
             tuned.append(held.mean(axis=1))
         kind, index = np.unravel_index(np.argmin(tuned), np.shape(tuned))
         chosen = Contender.from_schedule(SCHEDULES[kind])
-        initial, final = self(chosen, SWEEP_RATES[index : index + 1], scored, steps)
+        initial, curves = self(chosen, SWEEP_RATES[index : index + 1], scored, steps)
         return {
             "initial": initial[0].tolist(),
             "sweep": np.stack(tuned).tolist(),
             "oracle": {
                 "schedule": SCHEDULES[kind],
                 "rate": SWEEP_RATES[index],
-                "losses": final[0].tolist(),
+                "losses": curves[0, :, -1].tolist(),
             },
         }
 
     def judge(
-        self, contender: Contender, rates: Sequence[float], seeds: Any, steps: int
-    ) -> list[list[float]]:
-        """Return the final losses of one contender, float[K][S]."""
+        self, contender: Contender, rates: Sequence[float], seeds: Any, steps: int, goal: float
+    ) -> tuple[list[list[float]], list[list[float]]]:
+        """Return final losses of one contender and when the goal was reached, float[K][S] each."""
         few = rates[:1] if contender.any_start else rates
         # A schedule runs one rate at a time, as that of the oracle does: the same program.
         parts = [[rate] for rate in few] if contender.make is _scheduled else [few]
-        final = np.concatenate([self(contender, part, seeds, steps)[1] for part in parts])
-        return np.broadcast_to(final, (len(rates), final.shape[1])).tolist()
+        found = [self(contender, part, seeds, steps, watch=True)[1] for part in parts]
+        curves = np.concatenate(found)
+        reached = curves <= goal
+        times = np.where(
+            reached.any(axis=-1), (1.0 + reached.argmax(axis=-1)) / CHECKPOINTS, np.inf
+        )
+        shape = len(rates), len(seeds)
+        losses, times = (np.broadcast_to(x, shape).tolist() for x in (curves[..., -1], times))
+        return losses, times
 
 
 def _program(contender: Contender) -> Any:
@@ -459,13 +498,14 @@ def _cell(
     if "oracle" not in cell:
         announce("sweep")
         oracle = runs.oracle(steps, setting["oracle_seeds"], scored)
-        cell = {**setting, **oracle, "losses": {}, "fingerprints": {}}
+        cell = {**setting, **oracle, "losses": {}, "times": {}, "fingerprints": {}}
+    goal = _oracle_loss(cell)
 
     def judge(names: Sequence[str]) -> dict[str, Any]:
         found = {}
         for name in names:
             announce(name)
-            found[name] = runs.judge(contenders[name], rates, scored, steps)
+            found[name] = runs.judge(contenders[name], rates, scored, steps, goal)
         return found
 
     prints = {name: _fingerprint(contender.settings) for name, contender in contenders.items()}
@@ -475,10 +515,12 @@ def _cell(
             groups.setdefault(_program(contender), []).append(name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(judge, groups.values())
-        losses = {name: loss for part in parts for name, loss in part.items()}
-    losses = {**cell["losses"], **losses}
-    losses = {name: losses[name] for name in dict.fromkeys([*contenders, *losses])}
-    return {**cell, "losses": losses, "fingerprints": {**cell["fingerprints"], **prints}}
+        found = {name: pair for part in parts for name, pair in part.items()}
+    names = dict.fromkeys([*contenders, *cell["losses"]])
+    for place, field in enumerate(("losses", "times")):
+        whole = {**cell[field], **{name: pair[place] for name, pair in found.items()}}
+        cell[field] = {name: whole[name] for name in names}
+    return {**cell, "fingerprints": {**cell["fingerprints"], **prints}}
 
 
 def _fingerprint(settings: Any) -> str:
@@ -497,8 +539,9 @@ def _train(
     rate: jax.Array,
     seed: jax.Array,
     steps: jax.Array,
+    watch: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the evaluated loss before and after a run of any length."""
+    """Return the evaluated loss before a run of any length, and at its `CHECKPOINTS`, float[C]."""
     init_key, data_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
     tx = contender._replace(settings=settings).transformation(factory, rate, steps)
@@ -506,7 +549,17 @@ def _train(
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]
 
-    final, opt_state = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
-    if contender.params is not None:
-        final = contender.params(opt_state, final)
-    return figures_at(task, params, 0)["loss"], figures_at(task, final, steps)["loss"]
+    def stretch(run: tuple[Any, Any], index: jax.Array) -> tuple[Any, jax.Array]:
+        start, end = (steps * i // CHECKPOINTS for i in (index, index + 1))
+        run = jax.lax.fori_loop(start, end, step, run)
+        is_seen = watch | (index == CHECKPOINTS - 1)
+        return run, jax.lax.cond(is_seen, evaluate, lambda *_: jnp.float32(jnp.nan), run, end)
+
+    def evaluate(run: tuple[Any, Any], at: jax.Array) -> jax.Array:
+        final, opt_state = run
+        if contender.params is not None:
+            final = contender.params(opt_state, final)
+        return figures_at(task, final, at)["loss"].astype(jnp.float32)
+
+    _, curve = jax.lax.scan(stretch, (params, tx.init(params)), jnp.arange(CHECKPOINTS))
+    return figures_at(task, params, 0)["loss"], curve

@@ -98,8 +98,9 @@ def test_a_folder_of_another_setting_is_refused(tmp_path):
         )
 
 
-def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0):
+def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0, times=(0.5, 0.9)):
     return {
+        "times": {name: [list(times)] for name in losses},
         "initial": list(initial),
         "oracle": {"losses": list(oracle)},
         "floor": floor,
@@ -125,10 +126,39 @@ def test_scores():
     assert good.geometric_interval == pytest.approx((1.21**0.25, 1.21**0.25))
     assert good.interquartile_mean == pytest.approx(1.0)
     assert good.within_tenth == 0.75
+    assert good.time_to_oracle == 0.9
     assert bad.diverged == 0.25
     assert bad.cells == 4
     lost = cell({"good": [[1.0, 1.0]]}, oracle=(1.0, float("nan")))
     assert protocol.score([*cells, lost])[0].cells == 4
+
+
+def test_most_runs_must_reach_the_loss_of_the_oracle():
+    never = cell({"a": [[2.0, 2.0]]}, times=(0.5, np.inf))
+    assert protocol.score([never])[0].time_to_oracle == np.inf
+    assert protocol.score([never, never, cell({"a": [[1.0, 1.0]]})])[0].time_to_oracle == 0.9
+
+
+def test_times_are_when_the_loss_of_the_oracle_is_first_reached():
+    task = tasks.quadratic(dim=1, condition=1.0, noise=0.0)
+    shallow = task._replace(loss=lambda params, batch: 0.01 * task.loss(params, batch))
+    halving = Contender(lambda factory, rate, steps: factory(rate), any_start=True)
+    [found] = protocol.judge(
+        [shallow],
+        {"mine": halving, "slow": halving._replace(make=lambda factory, *_: factory(1e-3))},
+        {"sgd": optax.sgd},
+        learning_rates=[50.0],  # halves the parameter at each step; the sweep's highest is 10
+        horizons=[20],
+        seeds=2,
+        oracle_seeds=1,
+    )
+    initial = np.array(found["initial"])
+    np.testing.assert_allclose(found["oracle"]["losses"], initial * 0.9**40, rtol=1e-3)
+    goal = np.mean(found["oracle"]["losses"])
+    wanted = np.maximum(np.ceil(np.log(initial / goal) / np.log(4.0)), 1.0) / 20.0
+    np.testing.assert_allclose(found["times"]["mine"][0], wanted)
+    assert np.all(np.array(found["times"]["slow"]) == np.inf)
+    np.testing.assert_allclose(found["losses"]["mine"][0], initial * 0.25**20, rtol=1e-3)
 
 
 def test_a_method_for_one_optimizer_runs_there_alone():
