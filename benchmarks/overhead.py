@@ -53,6 +53,10 @@ PEERS: dict[str, Callable[[], Transformation]] = {
     "prodigy": lambda: optax.contrib.prodigy(1.0, weight_decay=DECAY),
     "dadapt_adamw": lambda: optax.contrib.dadapt_adamw(1.0, weight_decay=DECAY),
     "mechanize(adamw)": lambda: optax.contrib.mechanize(optax.adamw(RATE, weight_decay=DECAY)),
+    # What every exact gradient norm costs, since it must be known before the first update is made.
+    "clip_by_global_norm + adamw": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(RATE, weight_decay=DECAY)
+    ),
     "apply_if_finite(adamw)": lambda: optax.apply_if_finite(
         optax.adamw(RATE, weight_decay=DECAY), 5
     ),

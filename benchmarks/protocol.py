@@ -2,12 +2,13 @@
 
 Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped; a
 policy that was trained anew under the same name is run again. With `--write` the table goes into
-the README, and `protocol.json`, `start_sensitivity.png` and `performance_profile.png` beside this
-script.
+the README, and `protocol-medium.json` (or that of another cut), `start_sensitivity.png` and
+`performance_profile.png` beside this script; without baselines the JSON alone.
 
     python benchmarks/protocol.py               # the fast cut: all tasks, not all optimizers
     python benchmarks/protocol.py --cut medium --write  # three optimizers: the README's table
     python benchmarks/protocol.py --cut full    # all optimizers, horizons and ten seeds: hours
+    python benchmarks/protocol.py --cut full --no-baselines --steps 200 1000 --write
     python benchmarks/protocol.py --tier validation --policies mine.policy
 """
 
@@ -235,6 +236,28 @@ def picture(draw: Callable[..., Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def publish(cells: list[dict[str, Any]]) -> None:
+    """Put the table into the README and draw the pictures."""
+    README.write_text(insert(README.read_text(), "protocol", table(cells)))
+    shown = {
+        "any-lr-v1": "any-lr-v1 (ours)",
+        "constant": "constant",
+        "warmup + cosine": "warmup + cosine",
+        "mechanic": "mechanic",
+        "hypergradient": "hypergradient",
+    }
+    picture(
+        partial(plots.start_sensitivity, cells, shown),
+        "Test tasks, geometric mean; lower is better",
+        HERE / "start_sensitivity.png",
+    )
+    picture(
+        partial(plots.performance_profile, cells, shown),
+        "Test tasks, all starting rates; higher is better",
+        HERE / "performance_profile.png",
+    )
+
+
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -243,11 +266,11 @@ def main() -> None:
     parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
     parser.add_argument("--write", action="store_true", help="README, JSON and pictures")
+    parser.add_argument("--steps", type=int, nargs="*", help="horizons in place of the cut's")
     parser.add_argument("--no-baselines", action="store_true", help="policies alone")
     options = parser.parse_args()
-    is_whole = options.tier == "test" and not options.no_baselines
-    if options.write and not (is_whole and "any-lr-v1" in options.policies):
-        parser.error("--write is for any-lr-v1 beside the baselines on the test tasks")
+    if options.write and not (options.tier == "test" and "any-lr-v1" in options.policies):
+        parser.error("--write is for any-lr-v1 on the test tasks")
     cut, is_short = CUTS[options.cut], options.cut != "full"
     tier = TEST if options.tier == "test" else VALIDATION
     chosen = SHORT_BASELINES if is_short else tuple(BASELINES)
@@ -257,7 +280,7 @@ def main() -> None:
     judge = partial(
         protocol.judge,
         learning_rates=cut.rates,
-        horizons=cut.horizons,
+        horizons=options.steps or cut.horizons,
         seeds=cut.seeds,
         oracle_seeds=cut.oracle_seeds,
         folder=options.folder / f"{options.tier}-{cut.folder}",
@@ -282,25 +305,10 @@ def main() -> None:
         rows = [score._asdict() for score in protocol.score(cells)]
         results = {"cut": options.cut, "versions": library_versions(), "scores": rows}
         results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
-        README.write_text(insert(README.read_text(), "protocol", table(cells)))
-        (HERE / "protocol.json").write_text(json.dumps(results, indent=1) + "\n")
-        shown = {
-            "any-lr-v1": "any-lr-v1 (ours)",
-            "constant": "constant",
-            "warmup + cosine": "warmup + cosine",
-            "mechanic": "mechanic",
-            "hypergradient": "hypergradient",
-        }
-        picture(
-            partial(plots.start_sensitivity, cells, shown),
-            "Test tasks, geometric mean; lower is better",
-            HERE / "start_sensitivity.png",
-        )
-        picture(
-            partial(plots.performance_profile, cells, shown),
-            "Test tasks, all starting rates; higher is better",
-            HERE / "performance_profile.png",
-        )
+        path = HERE / f"protocol-{options.cut}.json"
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    if options.write and baselines:
+        publish(cells)
     assert np.all([np.isfinite(s.geometric_mean) for s in protocol.score(cells)])
 
 
