@@ -51,7 +51,7 @@ def losses(
     def run(rate: jax.Array, seed: jax.Array) -> jax.Array:
         init_key, data_key = jax.random.split(jax.random.key(seed))
         params = task.init(init_key)
-        tx = contender.transformation(factory, rate, jnp.int32(steps))
+        tx = contender.transformation(factory, protocol.Run(rate, jnp.int32(steps), seed))
 
         def step(carry: tuple[Any, Any], t: jax.Array) -> tuple[Any, jax.Array]:
             params, state, loss = train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)
@@ -72,7 +72,7 @@ def goal(cosine: np.ndarray) -> float:
 
 
 def recovery(runs: np.ndarray, target: float) -> int:
-    """Return the steps after the switch until the mean loss of the runs is below `target`."""
+    """Return the steps after the switch until the mean loss is below `target`, or all there are."""
     after = runs.mean(axis=0)[runs.shape[1] // 2 :]
     smooth = np.convolve(after, np.ones(SMOOTHING) / SMOOTHING, mode="valid")
     below = np.flatnonzero(smooth < target)
@@ -102,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     policy = optax_meta.load_policy(options.policy)
     ours = guided(policy)
-    blind = ours._replace(settings=(policy.params, 0))
+    blind = ours._replace(settings=(policy.params, 0, tuple(policy.guide)))
     seeds, rows = np.arange(options.seeds), []
     for name in ("digits", "convolution"):
         task = switched(TEST[name](), options.steps // 2)

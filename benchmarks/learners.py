@@ -1,10 +1,11 @@
 """REINFORCE or evolution strategies: which learns more from the same training runs?
 
 Both start from the same policy, draw the same tasks and take the same number of inner steps, with
-the recipe of `any-lr-v1`; each is then judged on the validation tier by its final loss over that of
-holding. Writes `learners.json`.
+the recipe of `any-lr-v1`, the first half of the updates shaped; each is then judged on the
+validation tier by its final loss over that of holding. The interval is that of a bootstrap over
+runs. Writes `learners.json`.
 
-    python benchmarks/learners.py --updates 60
+    python benchmarks/learners.py --updates 48
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 from ablation import NAMES, log_losses, runs, stacked
 from validation_tasks import VALIDATION
 
+from optax_meta import protocol
 from optax_meta.evaluation import library_versions
 from optax_meta.meta.runs import any_lr
 
@@ -30,7 +32,7 @@ LEARNERS = {
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--updates", type=int, default=48)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=4)
@@ -41,7 +43,8 @@ def main() -> None:
     cells = [(task(), optimizer) for task in VALIDATION.values() for optimizer in NAMES]
     trained = {}
     for name, extra in LEARNERS.items():
-        trainer = any_lr(groups=options.groups, **extra)
+        halves = {"shaped_updates": options.updates // 2}
+        trainer = any_lr(groups=options.groups, **halves, **extra)
         for seed in range(options.meta_seeds):
             state = trainer.init(seed)
             for _ in range(options.updates):
@@ -59,10 +62,13 @@ def main() -> None:
     result: dict[str, object] = {"versions": library_versions(), "updates": options.updates}
     rows = {}
     for name, logs in found.items():
-        by_seed = np.stack(logs).reshape(len(cells), options.meta_seeds, -1).mean((0, 2))
+        runs_of = np.stack(logs).reshape(len(cells), options.meta_seeds, -1)
+        by_seed, parts = runs_of.mean((0, 2)), [*runs_of.reshape(len(cells), 1, -1)]
+        boot = [np.exp(np.mean(drawn)) for drawn in protocol.resampled(parts)]
         rows[name] = {
             "inner_steps": inner_steps[name],
             "loss_over_hold": float(np.exp(by_seed.mean())),
+            "interval": np.percentile(boot, [2.5, 97.5]).tolist(),
             "by_meta_seed": np.exp(by_seed).tolist(),
         }
         print(name, rows[name])

@@ -3,7 +3,8 @@
 Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped; a
 policy that was trained anew under the same name is run again. With `--write` the table goes into
 the README, and `protocol-medium.json` (or that of another cut), `start_sensitivity.png` and
-`performance_profile.png` beside this script; without baselines the JSON alone.
+`performance_profile.png` beside this script; without baselines the JSON alone, whose "seconds" are
+those of the last call.
 
     python benchmarks/protocol.py               # the fast cut: all tasks, not all optimizers
     python benchmarks/protocol.py --cut medium --write  # three optimizers: the README's table
@@ -15,13 +16,15 @@ the README, and `protocol-medium.json` (or that of another cut), `start_sensitiv
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from optax import contrib
@@ -52,6 +55,7 @@ class Cut:
     Attributes:
         every: each optimizer but AdamW is for every such task alone, from another one on each.
         folder: where parts are kept; cuts of the same runs share it.
+        baselines: names; None for all.
     """
 
     optimizers: tuple[str, ...]
@@ -61,6 +65,7 @@ class Cut:
     oracle_seeds: int
     every: int
     folder: str
+    baselines: tuple[str, ...] | None = None
 
     def tasks(self, optimizer: str, tasks: list[Task]) -> list[Task]:
         """Return those that an optimizer is for."""
@@ -76,8 +81,17 @@ SHORT: dict[str, Any] = {
     "oracle_seeds": 1,
     "folder": "short",
 }
+FAST_BASELINES = (
+    "warmup + cosine 1e-3",
+    "constant",
+    "warmup + cosine",
+    "hypergradient",
+    "mechanic",
+    "prodigy + linear",
+    "reinforce from scratch",
+)
 CUTS = {
-    "fast": Cut(**SHORT, every=3),
+    "fast": Cut(**SHORT, every=3, baselines=FAST_BASELINES),
     "medium": Cut(**SHORT, every=1),
     "full": Cut(
         optimizers=tuple(OPTIMIZERS),
@@ -89,15 +103,6 @@ CUTS = {
         folder="full",
     ),
 }
-SHORT_BASELINES = (
-    "warmup + cosine 1e-3",
-    "constant",
-    "warmup + cosine",
-    "hypergradient",
-    "mechanic",
-    "prodigy + linear",
-    "reinforce from scratch",
-)
 
 
 def controlled(make: Callable[[Any], optax_meta.Controller]) -> Contender:
@@ -107,17 +112,22 @@ def controlled(make: Callable[[Any], optax_meta.Controller]) -> Contender:
 
 def with_rate(make: Callable[[Any], Any], **options: Any) -> Contender:
     """Return one of Optax's own adaptive methods that wraps an optimizer of the starting rate."""
-    return Contender(lambda factory, rate, steps: make(factory(rate)), **options)  # noqa: ARG005
+    return Contender(lambda factory, run: make(factory(run.rate)), **options)
 
 
 def adam_only(make: Callable[[Any], Any], **options: Any) -> Contender:
     """Return a method that replaces AdamW; it gets the run's length if it wants it."""
     return Contender(
-        lambda factory, rate, steps: make(steps),  # noqa: ARG005
+        lambda factory, run: make(run.steps),  # noqa: ARG005
         optimizers=("adamw",),
         any_start=True,
         **options,
     )
+
+
+def falling(shape: Callable[[Any], Any]) -> Contender:
+    """Return a schedule that falls from the starting rate on, given by the share of the run."""
+    return Contender(lambda factory, run: factory(lambda t: run.rate * shape(t / run.steps)))
 
 
 def linear(steps: Any) -> Callable[[Any], jax.Array]:
@@ -129,11 +139,13 @@ BASELINES: dict[str, Contender] = {
     "constant 1e-3": Contender.from_schedule("constant", 1e-3),
     "warmup + cosine 1e-3": Contender.from_schedule("cosine", 1e-3),
     "constant": Contender.from_schedule("constant"),
-    "linear": Contender.from_schedule("linear"),
+    "linear": falling(lambda share: 1.0 - share),
+    "cosine": falling(lambda share: 0.5 * (1.0 + jnp.cos(jnp.pi * share))),
+    "warmup + linear": Contender.from_schedule("linear"),
     "warmup + cosine": Contender.from_schedule("cosine"),
     "reduce_on_plateau": with_rate(lambda tx: optax.chain(tx, contrib.reduce_on_plateau())),
-    "warmup + plateau": controlled(lambda steps: optax_meta.warmup_plateau(50)),  # noqa: ARG005
-    "hypergradient": controlled(lambda steps: optax_meta.hypergradient()),  # noqa: ARG005
+    "warmup + plateau": controlled(lambda run: optax_meta.warmup_plateau(50)),  # noqa: ARG005
+    "hypergradient": controlled(lambda run: optax_meta.hypergradient()),  # noqa: ARG005
     "mechanic": with_rate(contrib.mechanize),
     "prodigy": adam_only(lambda steps: contrib.prodigy(1.0)),  # noqa: ARG005
     "prodigy + linear": adam_only(lambda steps: contrib.prodigy(linear(steps))),
@@ -141,24 +153,26 @@ BASELINES: dict[str, Contender] = {
     "dadapt + linear": adam_only(lambda steps: contrib.dadapt_adamw(linear(steps))),
     "momo": adam_only(lambda steps: contrib.momo_adam()),  # noqa: ARG005
     "dog": Contender(
-        lambda factory, rate, steps: contrib.dog(1.0),  # noqa: ARG005
+        lambda factory, run: contrib.dog(1.0),  # noqa: ARG005
         optimizers=("sgd",),
         any_start=True,
     ),
     "schedule-free": Contender(
-        lambda factory, rate, steps: contrib.schedule_free_adamw(rate),  # noqa: ARG005
+        lambda factory, run: contrib.schedule_free_adamw(),  # noqa: ARG005
         optimizers=("adamw",),
+        any_start=True,
         params=contrib.schedule_free_eval_params,
     ),
     "cocob": adam_only(lambda steps: contrib.cocob()),  # noqa: ARG005
     "reinforce from scratch": controlled(
-        lambda steps: optax_meta.reinforce(  # noqa: ARG005
-            action_space=optax_meta.actions.learning_rate()
+        lambda run: optax_meta.reinforce(
+            action_space=optax_meta.actions.learning_rate(), seed=run.seed
         )
     ),
     "random walk": controlled(
-        lambda steps: optax_meta.reinforce(  # noqa: ARG005
+        lambda run: optax_meta.reinforce(
             action_space=optax_meta.actions.learning_rate(),
+            seed=run.seed,
             start="uniform",
             policy_learning_rate=0.0,
         )
@@ -167,14 +181,19 @@ BASELINES: dict[str, Contender] = {
 
 
 def guided(policy: optax_meta.Policy) -> Contender:
-    """Return the contender of a frozen policy; settings: parameters, and 1 to tell the length."""
+    """Return the contender of a frozen policy, with all that can change under one name as settings.
 
-    def make(steps: jax.Array, settings: Any) -> optax_meta.Controller:
-        params, is_told = settings
-        return optax_meta.learned(policy._replace(params=params), total_steps=is_told * steps)
+    These are its parameters, 1 to tell the length and 0 to keep it, and the numbers of its guide.
+    """
+
+    def make(run: protocol.Run, settings: Any) -> optax_meta.Controller:
+        params, is_told, _guide = settings
+        return optax_meta.learned(policy._replace(params=params), total_steps=is_told * run.steps)
 
     return Contender.from_controller(
-        make, settings=(policy.params, 1), any_start=policy.guide.calibration_steps > 0
+        make,
+        settings=(policy.params, 1, tuple(policy.guide)),
+        any_start=policy.guide.calibration_steps > 0,
     )
 
 
@@ -184,15 +203,22 @@ def policies(names: list[str]) -> dict[str, Contender]:
     found = {name: guided(policy) for name, policy in loaded.items()}
     for name, policy in loaded.items():
         whole = found[name]
-        found[f"{name}, no horizon"] = whole._replace(settings=(policy.params, 0))
+        guide = tuple(policy.guide)
+        found[f"{name}, no horizon"] = whole._replace(settings=(policy.params, 0, guide))
         hold = optax_meta.init_policy(
             jax.random.key(0),
             encoder=policy.encoder,
             action_space=policy.action_space,
             guide=policy.guide,
         )
-        found["guide alone (hold)"] = whole._replace(settings=(hold.params, 1))
+        found[f"guide of {name} alone (hold)"] = whole._replace(settings=(hold.params, 1, guide))
     return found
+
+
+def asked_for(cell: dict[str, Any], methods: Collection[str]) -> dict[str, Any]:
+    """Return a cell without methods that were left in the folder by other calls."""
+    kept = {f: {n: x for n, x in cell[f].items() if n in methods} for f in ("losses", "times")}
+    return {**cell, **kept}
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -268,12 +294,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="README, JSON and pictures")
     parser.add_argument("--steps", type=int, nargs="*", help="horizons in place of the cut's")
     parser.add_argument("--no-baselines", action="store_true", help="policies alone")
-    options = parser.parse_args()
+    options, started = parser.parse_args(), time.monotonic()
     if options.write and not (options.tier == "test" and "any-lr-v1" in options.policies):
         parser.error("--write is for any-lr-v1 on the test tasks")
     cut, is_short = CUTS[options.cut], options.cut != "full"
     tier = TEST if options.tier == "test" else VALIDATION
-    chosen = SHORT_BASELINES if is_short else tuple(BASELINES)
+    chosen = cut.baselines or tuple(BASELINES)
     baselines = {} if options.no_baselines else {name: BASELINES[name] for name in chosen}
     contenders = policies(options.policies) | baselines
     tasks = [make() for make in tier.values()]
@@ -295,7 +321,7 @@ def main() -> None:
             kind, rate = protocol.best_single(found)
             single = {"best single schedule": Contender.from_schedule(kind, rate)}
             found = judge(fitting, single, factory)
-        cells += found
+        cells += [asked_for(cell, (*contenders, "best single schedule")) for cell in found]
     print(table(cells))
     for name in options.policies:
         stem = Path(name).stem
@@ -303,7 +329,10 @@ def main() -> None:
             print(stem, field, {k: round(v, 3) for k, v in by(cells, field, stem).items()})
     if options.write:
         rows = [score._asdict() for score in protocol.score(cells)]
-        results = {"cut": options.cut, "versions": library_versions(), "scores": rows}
+        results: dict[str, Any] = {"cut": options.cut, "versions": library_versions()}
+        results |= {"rates": cut.rates, "horizons": options.steps or cut.horizons}
+        results |= {"seeds": cut.seeds, "oracle_seeds": cut.oracle_seeds, "scores": rows}
+        results["seconds"] = round(time.monotonic() - started)
         results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
         path = HERE / f"protocol-{options.cut}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")

@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--rollouts", type=_at_least(2), default=8, help="runs of each task")
     train.add_argument("--seed", type=_at_least(0), default=0, help="of everything that is drawn")
     train.add_argument(
-        "--devices", type=_at_least(1), default=2, help="to split a CPU into; ignored elsewhere"
+        "--devices",
+        type=_at_least(1),
+        help="to split a CPU into (default: 2, and 1 of each process with --distributed)",
     )
     train.add_argument(
         "--distributed",
@@ -215,14 +217,15 @@ def _meta_train(options: argparse.Namespace) -> int:
     import os
 
     _require("meta-train", "meta", "rich", "sklearn", "orbax")
+    devices = options.devices or (2 if options.distributed is None else 1)
     # Read by XLA when the first device is asked for.
-    count = f"--xla_force_host_platform_device_count={options.devices}"
+    count = f"--xla_force_host_platform_device_count={devices}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     import jax
 
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
-    from optax_meta import checkpoints
+    from optax_meta import checkpoints, evaluation
     from optax_meta.meta import runs
 
     mesh = jax.make_mesh((jax.device_count(),), ("tasks",), (jax.sharding.AxisType.Auto,))
@@ -256,12 +259,21 @@ def _meta_train(options: argparse.Namespace) -> int:
                 os._exit(130)  # XLA does not stop, and a run may be killed at any moment
             return 130
     path = folder / f"{options.recipe}.policy"
-    notes = {
-        name: value
-        for name, value in vars(options).items()
-        if name not in ("run", "out", "distributed")
-    }
     if jax.process_index() == 0:
+        *_, last = (folder / "log.jsonl").read_text().splitlines()
+        cost = {name: json.loads(last)[name] for name in ("inner_steps", "inner_steps_per_second")}
+        flags = {"recipe": options.recipe, "updates": options.updates, "seed": options.seed}
+        flags |= {**sizes, "devices": mesh.size}
+        notes = {
+            "command": " ".join(
+                ["optax-meta meta-train", *(f"--{k} {v}" for k, v in flags.items())]
+            ),
+            "updates": options.updates,
+            "seed": options.seed,
+            **cost,
+            "distribution": trainer.description,
+            "versions": evaluation.library_versions(),
+        }
         checkpoints.save_policy(policy, path, notes=notes)
         print(f"Policy: {path}")  # noqa: T201
         _write_page(folder)

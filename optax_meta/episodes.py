@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from optax_meta.base import check_whole
 from optax_meta.controllers.learned import learned
@@ -23,7 +24,8 @@ class Trajectory(NamedTuple):
         observation: what the policy saw, float32[D, features].
         action: what it chose, int32[D].
         log_prob: log π(action|observation), float32[D].
-        value: mean training loss until the next decision, float32[D]; finite.
+        value: mean training loss of the steps until the next decision, float32[D]; finite. Where
+            the next one is a step away, that is the loss before this one acts.
         learning_rate: used until the next decision, float32[D].
         mask: 1 for a decision, 0 for padding behind the last one, float32[D].
         initial: what `Task.evaluate` gives before the first step, float32[] by name.
@@ -80,7 +82,8 @@ def rollout(
         A `Trajectory`.
 
     Raises:
-        ValueError: `total_steps` is no whole number ≥ 1, or traced without `max_decisions`.
+        ValueError: `total_steps` is no whole number ≥ 1, or it or `horizon_is_known` is traced
+            without `max_decisions`.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -90,8 +93,12 @@ def rollout(
         True
     """
     total_steps = check_whole("total_steps", total_steps)
-    if max_decisions is None and not isinstance(total_steps, int):
-        raise ValueError("a traced `total_steps` needs `max_decisions`, the length of the arrays")
+    is_traced = any(isinstance(x, Tracer) for x in (total_steps, horizon_is_known))
+    if max_decisions is None and (is_traced or not isinstance(total_steps, int)):
+        raise ValueError(
+            "a traced `total_steps` or `horizon_is_known` needs `max_decisions`, the length of the "
+            "arrays"
+        )
     is_static = isinstance(total_steps, int) and isinstance(horizon_is_known, bool)
     told = jnp.where(horizon_is_known, total_steps, 0)
     if is_static:

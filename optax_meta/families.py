@@ -1,6 +1,7 @@
 """Task families to meta-train on: small, cheap, and as unlike each other as they can be.
 
-None shares data, architecture or loss with the tasks that controllers are compared on. What is
+None shares its data, its architecture and its loss with a task that controllers are compared on,
+though one of the three may be alike: cross-entropy is cross-entropy. What is
 drawn for each task: its data, label noise, conditioning, initial scale, the scale of the loss and
 the units in which the parameters are stored.
 """

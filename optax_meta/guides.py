@@ -102,7 +102,9 @@ class Guide(NamedTuple):
         if self.calibration_steps > 0:
             wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
             jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
-            # Nothing was learned where no step was finite, but that the rate may be too high.
+            # Nothing is learned where no gradient was seen; where no step was finite, nothing but
+            # that the rate may be too high.
+            jump = jnp.where(metrics.grad_norm > 0.0, jump, 1.0)
             jump = jnp.where(metrics.num_nonfinite < metrics.num_steps, jump, 0.1)
             jump = jump.astype(rate.dtype)
             steepest = self.target_ratio * metrics.param_norm

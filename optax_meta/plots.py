@@ -304,14 +304,11 @@ def performance_profile(
     """
     cells, labels = _scored(cells, methods)
     ax = _axes(ax)
-    generator = np.random.default_rng(0)
     for i, (name, label) in enumerate(labels.items()):
         pairs = [protocol.ratios(cell, name) for cell in cells if name in cell["losses"]]
-        ratio, lost = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-        ratio = np.where(lost | (ratio >= protocol.CAP), np.inf, ratio)
-        drawn = generator.integers(0, ratio.shape[1], (_RESAMPLES, *ratio.shape))
-        boot = [_shares(np.take_along_axis(ratio, index, axis=1)) for index in drawn]
-        ax.plot(_TAUS, _shares(ratio), label=label, **line_style(i, bold=i == 0))
+        parts = [np.where(lost | (ratio >= protocol.CAP), np.inf, ratio) for ratio, lost in pairs]
+        boot = [_shares(part) for part in protocol.resampled(parts, _RESAMPLES)]
+        ax.plot(_TAUS, _shares(np.concatenate(parts)), label=label, **line_style(i, bold=i == 0))
         _band(ax, i, _TAUS, *np.percentile(boot, [2.5, 97.5], axis=0))
     ax.axvline(1.0, color="grey", linewidth=0.8)
     ax.set(xscale="log", xlim=(_TAUS[0], _TAUS[-1]), ylim=(0.0, 1.02))
@@ -445,7 +442,7 @@ def _scored(
     labels = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
     kept = protocol.comparable(cells)
     if not kept:
-        raise ValueError(f"none of {len(cells)} cells has an oracle that is finite on all seeds")
+        raise ValueError(f"none of {len(cells)} cells has an oracle that is lost on no seed")
     known = dict.fromkeys(name for cell in kept for name in cell["losses"])
     for name in labels:
         if name not in known:

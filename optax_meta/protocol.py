@@ -9,7 +9,7 @@ on.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,31 @@ _ORACLE_SEED = 10_000
 Factory = Callable[..., optax.GradientTransformation]
 
 
+class Run(NamedTuple):
+    """What a contender is told of a run; all of it is traced.
+
+    Attributes:
+        rate: the learning rate to start from, float32[].
+        steps: length of the run, int32[].
+        seed: of the method's own draws, uint32[].
+
+    Example:
+        >>> walk = optax_meta.protocol.Contender.from_controller(
+        ...     lambda run: optax_meta.reinforce(seed=run.seed, total_steps=run.steps)
+        ... )
+    """
+
+    rate: Any
+    steps: Any
+    seed: Any = 0
+
+
 class Contender(NamedTuple):
     """A method to be judged.
 
     Attributes:
-        make: (factory of the inner optimizer, starting rate as float32[], steps as int32[]) → what
-            is trained with; where there are `settings` they come fourth.
+        make: (factory of the inner optimizer, `Run`) → what is trained with; where there are
+            `settings` they come third.
         settings: numbers or arrays, traced. Contenders that differ in these alone, made from one by
             `_replace(settings=…)`, share their compiled programs.
         optimizers: names of the inner optimizers that it is for; None for any.
@@ -48,7 +67,7 @@ class Contender(NamedTuple):
 
     Example:
         >>> cosine = optax_meta.protocol.Contender(
-        ...     lambda factory, rate, steps: factory(optax_meta.protocol.schedule(2, rate, steps))
+        ...     lambda factory, run: factory(optax_meta.protocol.schedule(2, run.rate, run.steps))
         ... )
     """
 
@@ -65,15 +84,14 @@ class Contender(NamedTuple):
         """Return the contender of a controller.
 
         Args:
-            make: length of the run, int32[] → controller; where there are settings they come
-                second.
+            make: `Run` → controller; where there are settings they come second.
             settings: as in `Contender`.
             any_start: as in `Contender`.
         """
         return cls(
-            lambda factory, rate, steps, *settings: control_hyperparams(
-                factory, make(steps, *settings)
-            )(rate),
+            lambda factory, run, *settings: control_hyperparams(factory, make(run, *settings))(
+                run.rate
+            ),
             settings=settings,
             any_start=any_start,
         )
@@ -92,18 +110,15 @@ class Contender(NamedTuple):
             any_start=rate is not None,
         )
 
-    def transformation(
-        self, factory: Factory, rate: Any, steps: Any
-    ) -> optax.GradientTransformationExtraArgs:
+    def transformation(self, factory: Factory, run: Run) -> optax.GradientTransformationExtraArgs:
         """Return what is trained with.
 
         Args:
             factory: of the inner optimizer.
-            rate: where to start, float32[].
-            steps: length of the run, int32[].
+            run: what the method is told.
         """
         given = () if self.settings is None else (self.settings,)
-        return optax.with_extra_args_support(self.make(factory, rate, steps, *given))
+        return optax.with_extra_args_support(self.make(factory, run, *given))
 
 
 class Score(NamedTuple):
@@ -214,7 +229,7 @@ def judge(
     Example:
         >>> task = optax_meta.tasks.quadratic(dim=2)
         >>> hold = optax_meta.protocol.Contender.from_controller(
-        ...     lambda steps: optax_meta.constant()
+        ...     lambda run: optax_meta.constant()
         ... )
         >>> cells = optax_meta.protocol.judge([task], {"hold": hold}, {"sgd": optax.sgd},
         ...     learning_rates=[0.1], horizons=[5], seeds=2, oracle_seeds=1)
@@ -291,17 +306,18 @@ def score(cells: Sequence[Mapping[str, Any]], *, rates: Sequence[int] | None = N
 
 
 def comparable(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the cells whose oracle is finite on all seeds: the others have no yardstick.
+    """Return the cells whose oracle is lost on no seed: the others have no yardstick.
 
     Args:
         cells: from `judge`.
 
     Example:
-        >>> cells = [{"oracle": {"losses": [1.0, np.inf]}}, {"oracle": {"losses": [1.0, 2.0]}}]
+        >>> cells = [{"oracle": {"losses": [1.0, end]}, "initial": [4.0, 4.0]}
+        ...     for end in (2.0, 5.0, np.inf)]
         >>> len(optax_meta.protocol.comparable(cells))
         1
     """
-    return [cell for cell in cells if np.all(np.isfinite(cell["oracle"]["losses"]))]
+    return [cell for cell in cells if not _lost(cell, cell["oracle"]["losses"]).any()]
 
 
 def best_single(cells: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
@@ -345,8 +361,7 @@ def ratios(cell: Mapping[str, Any], method: str) -> tuple[np.ndarray, np.ndarray
         [[ 2. 10.]] [[False  True]]
     """
     losses = np.array(cell["losses"][method], float)
-    initial = np.array(cell["initial"])
-    diverged = ~np.isfinite(losses) | (losses > initial)
+    diverged = _lost(cell, losses)
     best = _oracle_loss(cell)
     excess = np.maximum(losses - cell["floor"], 0.0) / max(best - cell["floor"], 1e-12)
     return np.where(diverged, CAP, np.clip(excess, 1.0 / CAP, CAP)), diverged
@@ -355,24 +370,50 @@ def ratios(cell: Mapping[str, Any], method: str) -> tuple[np.ndarray, np.ndarray
 def _oracle_loss(cell: Mapping[str, Any]) -> float:
     """Return the oracle's mean over seeds: one lucky or lost run of it must not decide a ratio."""
     losses = np.array(cell["oracle"]["losses"], float)
-    return float(np.mean(np.where(np.isfinite(losses), losses, cell["initial"])))
+    return float(np.mean(np.where(_lost(cell, losses), cell["initial"], losses)))
+
+
+def _lost(cell: Mapping[str, Any], losses: Any) -> np.ndarray:
+    """Return which runs diverged: ended not finite or above where they began, bool[…, S]."""
+    losses = np.array(losses, float)
+    return ~np.isfinite(losses) | (losses > np.array(cell["initial"]))
+
+
+def resampled(parts: Sequence[np.ndarray], draws: int = 1000) -> Iterator[np.ndarray]:
+    """Yield bootstrap samples of runs: seeds are drawn anew for each task, optimizer and horizon.
+
+    Args:
+        parts: float[K, S] for each of these, K starting rates, whose runs share their seeds.
+        draws: how many samples.
+
+    Yields:
+        float[ΣK, S].
+
+    Example:
+        >>> parts = [np.array([[1.0, 2.0], [3.0, 4.0]])]
+        >>> {x.shape for x in optax_meta.protocol.resampled(parts, draws=3)}
+        {(2, 2)}
+    """
+    generator = np.random.default_rng(0)
+    for _ in range(draws):
+        yield np.concatenate([x[:, generator.integers(0, x.shape[1], x.shape[1])] for x in parts])
 
 
 def _score(method: str, cells: Sequence[Mapping[str, Any]], rates: Sequence[int] | None) -> Score:
     from scipy import stats
 
-    pairs = [ratios(cell, method) for cell in cells if method in cell["losses"]]
-    logs = np.concatenate([np.log(ratio if rates is None else ratio[rates]) for ratio, _ in pairs])
-    diverged = np.concatenate([lost if rates is None else lost[rates] for _, lost in pairs])
-    times = [np.array(cell["times"][method], float) for cell in cells if method in cell["losses"]]
-    generator = np.random.default_rng(0)
+    cells = [cell for cell in cells if method in cell["losses"]]
+    chosen = slice(None) if rates is None else list(rates)
+    pairs = [ratios(cell, method) for cell in cells]
+    parts = [np.log(ratio[chosen]) for ratio, _ in pairs]
+    logs, diverged = np.concatenate(parts), np.concatenate([lost[chosen] for _, lost in pairs])
+    times = np.concatenate([np.array(cell["times"][method], float)[chosen] for cell in cells])
 
     def figures(logs: np.ndarray) -> tuple[float, float]:
         means = logs.mean(axis=1)
         return float(np.exp(means.mean())), float(stats.trim_mean(np.exp(means), 0.25))
 
-    drawn = generator.integers(0, logs.shape[1], (1000, *logs.shape))
-    boot = np.array([figures(np.take_along_axis(logs, index, axis=1)) for index in drawn])
+    boot = np.array([figures(part) for part in resampled(parts)])
     low, high = np.percentile(boot, [2.5, 97.5], axis=0)
     geometric, interquartile = figures(logs)
     return Score(
@@ -383,13 +424,7 @@ def _score(method: str, cells: Sequence[Mapping[str, Any]], rates: Sequence[int]
         interquartile_interval=(float(low[1]), float(high[1])),
         within_tenth=float(np.mean(np.exp(logs.mean(axis=1)) <= 1.1)),
         diverged=float(diverged.mean()),
-        time_to_oracle=float(
-            np.quantile(
-                np.concatenate([time if rates is None else time[rates] for time in times]),
-                0.5,
-                method="higher",
-            )
-        ),
+        time_to_oracle=float(np.quantile(times, 0.5, method="higher")),
         cells=len(logs),
     )
 
@@ -473,11 +508,10 @@ def _program(contender: Contender) -> Any:
     return contender.make, contender.params
 
 
-def _scheduled(
-    factory: Factory, start: jax.Array, steps: jax.Array, settings: Any
-) -> optax.GradientTransformation:
+def _scheduled(factory: Factory, run: Run, settings: Any) -> optax.GradientTransformation:
     kind, rate = settings
-    return factory(learning_rate=schedule(kind, jnp.where(jnp.isnan(rate), start, rate), steps))
+    highest = jnp.where(jnp.isnan(rate), run.rate, rate)
+    return factory(learning_rate=schedule(kind, highest, run.steps))
 
 
 def _cell(
@@ -544,7 +578,8 @@ def _train(
     """Return the evaluated loss before a run of any length, and at its `CHECKPOINTS`, float[C]."""
     init_key, data_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
-    tx = contender._replace(settings=settings).transformation(factory, rate, steps)
+    told = Run(rate, steps, seed)
+    tx = contender._replace(settings=settings).transformation(factory, told)
 
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]

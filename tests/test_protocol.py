@@ -1,5 +1,6 @@
 import json
 
+import data_switch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from optax_meta import families, protocol, tasks
 from optax_meta.protocol import Contender
 
 PLAIN = Contender.from_schedule("constant")
-HOLD = Contender.from_controller(lambda steps: optax_meta.constant())
+HOLD = Contender.from_controller(lambda run: optax_meta.constant())
 
 
 def judge(folder=None, progress=None, **contenders):
@@ -47,15 +48,20 @@ def test_the_oracle_is_the_best_of_the_sweep_and_scored_on_other_seeds():
     rates = {"constant": 0}
     rates |= {name: index for index, name in enumerate(protocol.SCHEDULES)}
     again = Contender(
-        lambda factory, rate, steps: factory(
+        lambda factory, run: factory(
             learning_rate=protocol.schedule(
-                rates[cell["oracle"]["schedule"]], cell["oracle"]["rate"], steps
+                rates[cell["oracle"]["schedule"]], cell["oracle"]["rate"], run.steps
             )
         )
     )
     same = judge(again=again)[1]
     for losses in same["losses"]["again"]:
         np.testing.assert_allclose(losses, cell["oracle"]["losses"], rtol=1e-5)
+    sweep = np.array(cell["sweep"])
+    assert sweep.argmin() == 13 * rates[cell["oracle"]["schedule"]] + list(
+        protocol.SWEEP_RATES
+    ).index(cell["oracle"]["rate"])
+    assert abs(sweep.min() / np.mean(cell["oracle"]["losses"]) - 1.0) > 1e-3  # other seeds
     ratio, diverged = protocol.ratios(same, "again")
     np.testing.assert_allclose(np.mean(ratio), 1.0, atol=0.05)
     assert not diverged.any()
@@ -74,7 +80,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
 
 def test_other_settings_of_a_contender_are_run_again(tmp_path):
     def scaled(factor):
-        return Contender(lambda factory, rate, steps, factor: factory(factor * rate), factor)
+        return Contender(lambda factory, run, factor: factory(factor * run.rate), factor)
 
     calls = []
     one = judge(tmp_path, calls.append, mine=scaled(1.0))
@@ -133,6 +139,56 @@ def test_scores():
     assert protocol.score([*cells, lost])[0].cells == 4
 
 
+def test_a_lost_run_of_the_oracle_is_no_yardstick():
+    huge = cell({"a": [[3.9, 3.9]]}, oracle=(1.0, 1e6))
+    assert not protocol.comparable([huge])
+    np.testing.assert_allclose(protocol.ratios(huge, "a")[0], 3.9 / 2.5)  # as if it ended at 4
+
+
+def test_an_interval_is_that_of_the_runs_however_often_they_count():
+    losses = np.exp(np.random.default_rng(0).normal(0.0, 0.3, (1, 8)))
+    once, often = (
+        protocol.score(
+            [
+                {
+                    "initial": [9.0] * 8,
+                    "oracle": {"losses": [1.0] * 8},
+                    "floor": 0.0,
+                    "losses": {"a": np.repeat(losses, k, axis=0)},
+                    "times": {"a": np.ones((k, 8))},
+                }
+            ]
+        )[0]
+        for k in (1, 8)
+    )
+    assert once.geometric_interval == pytest.approx(often.geometric_interval)
+    assert once.geometric_interval[1] - once.geometric_interval[0] > 0.1
+
+
+def test_methods_that_draw_have_a_seed_for_each_run():
+    walk = Contender.from_controller(
+        lambda run: optax_meta.reinforce(
+            action_space=optax_meta.actions.learning_rate(),
+            start="uniform",
+            policy_learning_rate=0.0,
+            decision_interval=1,
+            seed=run.seed,
+        )
+    )
+    task = tasks.quadratic(dim=2, noise=0.0)
+    same = task._replace(init=lambda key: jnp.ones(2))
+    [found] = protocol.judge(
+        [same],
+        {"walk": walk},
+        {"sgd": optax.sgd},
+        learning_rates=[1e-3],
+        horizons=[9],
+        seeds=4,
+        oracle_seeds=1,
+    )
+    assert len(set(found["losses"]["walk"][0])) == 4
+
+
 def test_most_runs_must_reach_the_loss_of_the_oracle():
     never = cell({"a": [[2.0, 2.0]]}, times=(0.5, np.inf))
     assert protocol.score([never])[0].time_to_oracle == np.inf
@@ -142,7 +198,7 @@ def test_most_runs_must_reach_the_loss_of_the_oracle():
 def test_times_are_when_the_loss_of_the_oracle_is_first_reached():
     task = tasks.quadratic(dim=1, condition=1.0, noise=0.0)
     shallow = task._replace(loss=lambda params, batch: 0.01 * task.loss(params, batch))
-    halving = Contender(lambda factory, rate, steps: factory(rate), any_start=True)
+    halving = Contender(lambda factory, run: factory(run.rate), any_start=True)
     [found] = protocol.judge(
         [shallow],
         {"mine": halving, "slow": halving._replace(make=lambda factory, *_: factory(1e-3))},
@@ -169,9 +225,9 @@ def test_a_method_for_one_optimizer_runs_there_alone():
 def test_contenders_that_differ_in_their_settings_share_a_program():
     traces = []
 
-    def make(factory, rate, steps, factor):
-        traces.append(steps)
-        return factory(learning_rate=factor * rate)
+    def make(factory, run, factor):
+        traces.append(run)
+        return factory(learning_rate=factor * run.rate)
 
     once = Contender(make, settings=1.0)
     cells = judge(once=once, tenfold=once._replace(settings=10.0), same=PLAIN)
@@ -191,6 +247,21 @@ def test_the_best_single_schedule_is_that_of_the_lowest_mean_ratio():
     assert protocol.best_single(cells) == ("cosine", protocol.SWEEP_RATES[9])
     assert protocol.best_single(cells[:1]) == ("constant", protocol.SWEEP_RATES[3])
     assert np.shape(judge()[0]["sweep"]) == (3, 13)
+
+
+def test_recovery_from_a_switch_of_the_data():
+    def run(rate):  # jumps from 1 to 11 at half time and falls back
+        return np.concatenate([np.full(50, 1.0), 1.0 + 10.0 * np.exp(-rate * np.arange(50.0))])
+
+    slow, fast = (np.stack([run(rate)] * 3) for rate in (0.1, 0.4))
+    target = data_switch.goal(slow)
+    np.testing.assert_allclose(target, 1.0 + (1.0 + np.exp(-0.1)) / 2.0, rtol=1e-6)
+    # The mean over five steps to come is e^-2r of the value in their middle, or nearly.
+    assert abs(data_switch.recovery(slow, target) - (np.log(10.0) / 0.1 - 2.0)) <= 2.0
+    found = data_switch.times_faster(slow, fast)
+    assert 3.5 < found["faster"] < 6.0
+    assert found["interval"] == [found["faster"]] * 2
+    assert data_switch.recovery(np.full((2, 100), 5.0), target) == 50  # never
 
 
 def test_bad_arguments():

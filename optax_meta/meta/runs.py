@@ -159,7 +159,8 @@ def train(
                 state, info = trainer.update(state)
                 done, now = int(state.step), time.monotonic()
                 rate = (float(state.num_inner_steps) - steps_before) / (now - start)
-                info = {**info, "inner_steps_per_second": rate}
+                info |= {"inner_steps": float(state.num_inner_steps)}
+                info |= {"inner_steps_per_second": rate}
                 log.put([{"update": done, **info}])
                 if progress is not None:
                     progress(done, info)

@@ -25,6 +25,7 @@ from optax_meta.tasks import TaskFamily
 
 Learner = Literal["reinforce", "evolution"]
 _AVERAGED_UPDATES = 50.0
+_FIGURES = ("fall", "spread")
 
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": lambda b1, b2: optax.identity(),  # noqa: ARG005
@@ -66,11 +67,13 @@ class MetaTrainer(NamedTuple):
             restored run is the same run.
         policy: (state) → `Policy` with the average of the parameters learned so far, whose score
             is steadier than that of any one update's.
+        description: what it learns from and how, JSON values, for the policy's card.
     """
 
     init: Callable[[int], MetaState]
     update: Callable[[MetaState], tuple[MetaState, dict[str, float]]]
     policy: Callable[[MetaState], Policy]
+    description: Mapping[str, Any]
 
 
 class _Setting(NamedTuple):
@@ -246,6 +249,22 @@ def meta_trainer(
         init=init,
         update=partial(_update, setting, _compiled(setting)),
         policy=lambda state: policy._replace(params=unravel(state.mean_params)),
+        description={
+            "families": names,
+            "optimizers": list(optimizers),
+            "learning_rates": list(learning_rates),
+            "weight_decays": list(weight_decays),
+            "horizons": list(horizons),
+            "unknown_horizons": unknown_horizons,
+            "learner": learner,
+            "groups": groups,
+            "rollouts": rollouts,
+            "families_per_update": families_per_update,
+            "shaped_updates": shaped_updates,
+            "epochs": epochs,
+            "policy_learning_rate": policy_learning_rate,
+            "max_ratio": policy.guide.max_ratio if policy.guide.max_ratio < math.inf else None,
+        },
     )
 
 
@@ -276,7 +295,7 @@ def _update(
     chosen = jax.random.choice(
         family_key, len(setting.families), (setting.families_per_update,), replace=False
     )
-    batches, info, steps = [], {}, 0
+    batches, names, figures, steps = [], [], [], 0
     is_shaped = jnp.bool_(
         setting.shaped_updates is None or int(state.step) < setting.shaped_updates
     )
@@ -293,22 +312,24 @@ def _update(
             *_place(setting, (jnp.int32(total), is_known, is_shaped)),
         )
         batches.append(batch["learn"])
-        info |= {f"{name}/{family.name}": batch[name] for name in ("fall", "spread")}
+        names += [f"{figure}/{family.name}" for figure in _FIGURES]
+        figures += [batch[figure] for figure in _FIGURES]
         steps += total * setting.groups * setting.rollouts
-    params, learner_state, learned = compiled.learn(
-        *_place(setting, (state.policy_params, state.learner_state)), batches, info
+    params, learner_state, learned, figures = compiled.learn(
+        *_place(setting, (state.policy_params, state.learner_state)), batches, figures
     )
     if not np.isfinite(learned["grad_norm"]):
-        names = ", ".join(setting.families[index].name for index in chosen.tolist())
+        drawn = ", ".join(setting.families[index].name for index in chosen.tolist())
         raise ValueError(
-            f"the policy's gradient is not finite at update {int(state.step)}, on {names}: the "
+            f"the policy's gradient is not finite at update {int(state.step)}, on {drawn}: the "
             "loss of a family must be finite and positive before the first step, since its "
             "logarithm is what the policy is to lower"
         )
     # Early on the average spans the latter part of the updates so far.
     share = max(1.0 / _AVERAGED_UPDATES, 2.0 / (int(state.step) + 2.0))
     mean_params = compiled.average(params, _place(setting, state.mean_params), share)
-    info = {name: float(value) for name, value in learned.items()}
+    named = [*learned.items(), *zip(names, figures, strict=True)]
+    info = {name: float(value) for name, value in sorted(named)}
     return MetaState(
         *_place(setting, (state.step + 1, state.seed)),
         policy_params=params,
@@ -473,17 +494,17 @@ def _episodes(
 
 
 def _learn(
-    setting: _Setting, flat: Any, learner_state: Any, batches: list[Any], info: dict[str, Any]
-) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """Improve the policy's parameters; pass on `info`, with the learner's own figures."""
+    setting: _Setting, flat: Any, learner_state: Any, batches: list[Any], figures: list[jax.Array]
+) -> tuple[Any, Any, dict[str, jax.Array], list[jax.Array]]:
+    """Improve the policy's parameters; return the learner's own figures, and pass on the others.
+
+    These have no names here: another set of families must not be another program.
+    """
     if setting.learner == "evolution":
         gradient: Any = sum(batches[1:], batches[0]) / len(batches)
         updates, learner_state = setting.optimizer.update(gradient, learner_state, flat)
-        return (
-            optax.apply_updates(flat, updates),
-            learner_state,
-            {**info, "grad_norm": optax.tree.norm(gradient)},
-        )
+        flat = optax.apply_updates(flat, updates)
+        return flat, learner_state, {"grad_norm": optax.tree.norm(gradient)}, figures
     rows = {
         name: jnp.concatenate(
             [batch[name].reshape(-1, *batch[name].shape[3:]) for batch in batches]
@@ -519,4 +540,4 @@ def _learn(
     flat, learner_state, entropy, norm = jax.lax.fori_loop(
         0, setting.epochs, epoch, (flat, learner_state, zero, zero)
     )
-    return flat, learner_state, {**info, "entropy": entropy, "grad_norm": norm}
+    return flat, learner_state, {"entropy": entropy, "grad_norm": norm}, figures
