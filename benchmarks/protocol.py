@@ -55,7 +55,7 @@ class Cut:
     Attributes:
         every: each optimizer but AdamW is for every such task alone, from another one on each.
         folder: where parts are kept; cuts of the same runs share it.
-        baselines: names; None for all.
+        baselines: their names; None for all.
     """
 
     optimizers: tuple[str, ...]
@@ -90,9 +90,22 @@ FAST_BASELINES = (
     "prodigy + linear",
     "reinforce from scratch",
 )
+MEDIUM_BASELINES = (
+    *FAST_BASELINES,
+    "constant 1e-3",
+    "warmup + linear",
+    "reduce_on_plateau",
+    "warmup + plateau",
+    "prodigy",
+    "dadapt",
+    "dadapt + linear",
+    "momo",
+    "schedule-free",
+    "cocob",
+)
 CUTS = {
     "fast": Cut(**SHORT, every=3, baselines=FAST_BASELINES),
-    "medium": Cut(**SHORT, every=1),
+    "medium": Cut(**SHORT, every=1, baselines=MEDIUM_BASELINES),
     "full": Cut(
         optimizers=tuple(OPTIMIZERS),
         rates=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0),

@@ -81,21 +81,21 @@ def scale(
 
     Args:
         hyperparam: its name in the optimizer's factory.
-        factors: each > 0 and finite; 1 holds.
+        factors: each in (0, 1000]; 1 holds.
         bounds: smallest and largest value allowed.
 
     Returns:
         A `Move`.
 
     Raises:
-        ValueError: no factor, one that is not positive and finite, or crossed bounds.
+        ValueError: no factor, one out of range, or crossed bounds.
 
     Example:
         >>> optax_meta.actions.scale("learning_rate", (0.5, 1.0, 2.0)).kind
         'scale'
     """
-    if not all(0.0 < factor < math.inf for factor in factors):
-        raise ValueError(f"`factors` must be positive and finite, got {tuple(factors)}")
+    if not all(0.0 < factor <= 1e3 for factor in factors):
+        raise ValueError(f"`factors` must lie in (0, 1000], got {tuple(factors)}")
     return _move(hyperparam, "scale", factors, bounds)
 
 
@@ -190,7 +190,7 @@ def learning_rate(
     """Steer the learning rate alone, which every optimizer has.
 
     Args:
-        factors: each > 0 and finite; 1 holds.
+        factors: each in (0, 1000]; 1 holds.
         bounds: smallest and largest learning rate.
 
     Returns:
@@ -218,7 +218,7 @@ def classic(
     """Build the classic nine actions: learning-rate factors × weight-decay increments.
 
     Args:
-        factors: of the learning rate, each > 0.
+        factors: of the learning rate, each in (0, 1000].
         increments: of the weight decay.
         learning_rate_bounds: smallest and largest learning rate.
         weight_decay_bounds: smallest and largest weight decay.

@@ -90,7 +90,8 @@ class Controller(NamedTuple):
         interval: Any = self.decision_interval
         if callable(interval):
             return jnp.asarray(interval(step))
-        is_turn = jnp.bool_(False) if isinstance(interval, float) else step % interval == 0
+        is_never = isinstance(interval, float) and interval == math.inf
+        is_turn = jnp.bool_(False) if is_never else step % interval == 0
         return is_turn | (step < self.dense_steps)
 
 
@@ -154,11 +155,35 @@ def check_whole(name: str, number: Any, least: int = 1) -> Any:
     Traceback (most recent call last):
     ValueError: `patience` must be a whole number ≥ 1, got 2.5
     """
-    if isinstance(number, jax.Array):
-        is_count = jnp.issubdtype(number.dtype, jnp.integer) and number.shape == ()
-    else:
-        is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-        is_count = is_int and number >= least
-    if not is_count:
+    if not _is_whole(number, least):
         raise ValueError(f"`{name}` must be a whole number ≥ {least}, got {number!r}")
     return int(number) if isinstance(number, np.integer) else number
+
+
+def check_interval(interval: Any) -> Any:
+    """Refuse what is no number of steps between decisions.
+
+    Args:
+        interval: as `check_whole` takes it, or `math.inf`.
+
+    Raises:
+        ValueError: it is something else, or smaller than 1.
+
+    >>> check_interval(10.0)
+    Traceback (most recent call last):
+    ValueError: `decision_interval` must be a whole number ≥ 1 or `math.inf`, got 10.0
+    """
+    if _is_whole(interval, 1):
+        return check_whole("decision_interval", interval)
+    if interval != math.inf:
+        raise ValueError(
+            f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
+        )
+    return math.inf
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    if isinstance(number, jax.Array):
+        return jnp.issubdtype(number.dtype, jnp.integer) and number.shape == ()
+    is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    return is_int and bool(number >= least)

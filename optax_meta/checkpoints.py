@@ -22,7 +22,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import optax_meta
-from optax_meta.actions import ActionSpace, Move, check_bounds
+from optax_meta import actions
+from optax_meta.actions import ActionSpace
 from optax_meta.base import Encoder
 from optax_meta.guides import Guide
 from optax_meta.observations import ENCODERS
@@ -30,6 +31,10 @@ from optax_meta.policies import Policy, PolicyNetwork, init_policy
 
 FORMAT = 1
 _LARGEST_FILE = 64 * 2**20
+_LARGEST_PARAM = 1e4
+_LARGEST_LOGIT = 1e30
+_LARGEST_COUNT = 10**6
+_MOVES = {"scale": actions.scale, "add": actions.add, "log": actions.log_step}
 _SHIPPED = Path(__file__).parent / "pretrained"
 _SUFFIX = ".policy"
 
@@ -56,8 +61,8 @@ def save_policy(
             JSON values.
 
     Raises:
-        ValueError: the network is of another class, a parameter is not finite, or the path cannot
-            be written.
+        ValueError: the network is of another class, a parameter is not finite or beyond ±10000, or
+            the path cannot be written.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -73,8 +78,10 @@ def save_policy(
             "parameters of another network with Orbax"
         )
     params = np.asarray(ravel_pytree(policy.params)[0], np.float32)
-    if not np.all(np.isfinite(params)):
-        raise ValueError("the policy has parameters that are not finite: nothing was written")
+    if not np.all(np.abs(params) <= _LARGEST_PARAM):
+        raise ValueError(
+            "the policy has parameters that are not finite or beyond ±10000: nothing was written"
+        )
     path = Path(path)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".policy-") as folder:
@@ -258,8 +265,8 @@ def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}; write it again with `save_policy`")
     is_vector = isinstance(params, np.ndarray) and params.dtype == np.float32 and params.ndim == 1
-    if not is_vector or not np.all(np.isfinite(params)):
-        raise ValueError("its parameters are no finite float32 vector")
+    if not is_vector or not np.all(np.abs(params) <= _LARGEST_PARAM):
+        raise ValueError("its parameters are no float32 vector within ±10000")
     if _digest(params) != card["sha256"]:
         raise ValueError("its parameters do not match the checksum of its card")
     return card, params
@@ -298,20 +305,20 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
     flat, unravel = ravel_pytree(blank.params)
     if flat.size != params.size:
         raise ValueError(f"its card asks for {flat.size} parameters, the file has {params.size}")
-    return blank._replace(params=unravel(jnp.asarray(params)))
+    policy = blank._replace(params=unravel(jnp.asarray(params)))
+    # ReLU keeps order: absolute weights bound the logits of all observations, which lie in [-1, 1].
+    weights, ones = jax.tree.map(jnp.abs, policy.params), jnp.ones(len(encoder.features))
+    if not np.all(np.asarray(policy.network.apply(weights, ones)) < _LARGEST_LOGIT):
+        raise ValueError("its network may overflow")
+    return policy
 
 
 def _action_space(card: dict[str, Any]) -> ActionSpace:
-    moves = []
-    for entry in card["moves"]:
-        move = Move(**entry)
-        if move.kind not in ("scale", "add", "log"):
-            raise ValueError(f"it has a move of unknown kind {move.kind!r}")
-        amounts = tuple(float(amount) for amount in move.amounts)
-        if not 1 <= len(amounts) <= 1000 or not np.all(np.isfinite(amounts)):
-            raise ValueError("it has a move without sensible choices")
-        moves.append(move._replace(amounts=amounts, bounds=check_bounds(move.bounds)))
-    space = ActionSpace(tuple(moves), bool(card["factored"]))
+    moves = [
+        _MOVES[move["kind"]](move["hyperparam"], move["amounts"], bounds=move["bounds"])
+        for move in card["moves"]
+    ]
+    space = (actions.factored if card["factored"] else actions.joint)(*moves)
     if space.num_actions > 10_000:
         raise ValueError("its action space is too large")
     return space
@@ -323,11 +330,10 @@ def _guide(card: dict[str, Any]) -> Guide:
     }
     guide = Guide(**values)
     for name, value, default in zip(Guide._fields, guide, Guide(), strict=True):
-        is_number = isinstance(value, (int, float)) and isinstance(value, bool) == isinstance(
-            default, bool
-        )
-        is_count = isinstance(value, int) or not isinstance(default, int)
-        if not is_number or not is_count or not value >= 0:
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        least = 1 if name == "max_growth" else 0
+        most = _LARGEST_COUNT if isinstance(value, int) else math.inf
+        if type(value) not in kinds or not least <= value <= most:
             raise ValueError(f"its guide's {name} is {value!r}")
     return guide
 

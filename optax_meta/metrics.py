@@ -198,7 +198,9 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
 
 
 def _inexact(tree: Any) -> list[jax.Array]:
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    leaves = jax.tree.leaves(tree)
+    numbers = [x for x in leaves if hasattr(x, "dtype") or isinstance(x, (float, complex))]
+    leaves = [jnp.asarray(number) for number in numbers]
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 

@@ -1,5 +1,6 @@
 """Flax's `TrainState`, with the loss passed on to the optimizer."""
 
+import inspect
 from functools import partial
 from typing import Any, Self
 
@@ -40,8 +41,11 @@ class TrainState(train_state.TrainState):
             cost: what the step cost, a scalar in any unit.
             **kwargs: other fields to replace.
         """
-        told = {k: v for k, v in {"value": value, "cost": cost}.items() if v is not None}
-        update = partial(optax.with_extra_args_support(self.tx).update, **told)
-        told_tx = optax.GradientTransformation(self.tx.init, update)
+        # Told by the signature: `optax.MultiSteps` is no `GradientTransformationExtraArgs`.
+        takes = inspect.signature(self.tx.update).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        told = {"value": value, "cost": cost}
+        told = {k: v for k, v in told.items() if v is not None and (takes_any or k in takes)}
+        told_tx = optax.GradientTransformation(self.tx.init, partial(self.tx.update, **told))
         state: Any = super(TrainState, self.replace(tx=told_tx))
         return state.apply_gradients(grads=grads, **kwargs).replace(tx=self.tx)

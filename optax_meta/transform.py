@@ -13,12 +13,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 
 from optax_meta import metrics as metrics_lib
-from optax_meta.base import Controller, Hyperparams
+from optax_meta.base import Controller, Hyperparams, check_interval
 from optax_meta.metrics import Metrics, Statistics
 
 _FOREIGN = (
@@ -96,9 +95,9 @@ def control_hyperparams(
 
     Raises:
         ValueError: `inner_factory` is no function, `controller` no `Controller`, or
-            `decision_interval` below 1; from the factory, if a steered hyperparameter is unknown,
-            is not a number, or starts out of bounds; from `update`, if `value` is missing or no
-            scalar, or the gradients do not fit the parameters.
+            the interval no whole number ≥ 1 or `math.inf`; from the factory, if a steered
+            hyperparameter is unknown, is not a number, or starts out of bounds; from `update`, if
+            `value` is missing or no scalar, or the gradients do not fit the parameters.
 
     Example:
         >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.plateau())(1e-3)
@@ -119,14 +118,9 @@ def control_hyperparams(
         hint = ": call it" if callable(controller) else ""
         hint = ": write `learned(policy)`" if name == "Policy" else hint
         raise ValueError(f"`controller` must be a Controller, got {name}{hint}")
-    if decision_interval is not None:
-        interval = decision_interval
-        interval = int(interval) if isinstance(interval, np.integer) else interval
-        if interval != math.inf and not (isinstance(interval, int) and interval >= 1):
-            raise ValueError(
-                f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
-            )
-        controller = controller._replace(decision_interval=interval)
+    interval: Any = controller.decision_interval if decision_interval is None else decision_interval
+    if decision_interval is not None or not callable(interval):
+        controller = controller._replace(decision_interval=check_interval(interval))
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         start, build = _split(inner_factory, controller, args, kwargs)
@@ -273,7 +267,8 @@ def find_control_states(opt_state: Any) -> dict[str, ControlState]:
     if not found:
         raise ValueError(
             "no controlled optimizer in this state: pass the state of a transformation made with "
-            "`optax_meta.control_hyperparams`, or one that contains it"
+            "`optax_meta.control_hyperparams`, or one that contains it; under NNX the optimizer, "
+            "not its `nnx.state`"
         )
     names = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path, _ in found]
     shared = [set(level) for level in itertools.zip_longest(*names)]
@@ -496,7 +491,7 @@ def _hold_growth(
     grad_norm = measured[2]
     is_held = (largest > 0.0) & (grad_norm > largest) & jnp.isfinite(grad_norm)
     shrink = jnp.where(is_held, largest / grad_norm, 1.0)
-    held = jax.tree.map(lambda g: g * shrink.astype(g.dtype), updates)
+    held = jax.tree.map(lambda g: g * shrink.astype(jnp.result_type(g)), updates)
     return held, measured.at[2].set(grad_norm * shrink)
 
 

@@ -83,8 +83,9 @@ def test_labels_name_every_action():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: actions.scale("a", (0.5, 0.0)), "`factors` must be positive and finite"),
-        (lambda: actions.scale("a", (-1.0,)), "`factors` must be positive and finite"),
+        (lambda: actions.scale("a", (0.5, 0.0)), r"`factors` must lie in \(0, 1000\]"),
+        (lambda: actions.scale("a", (-1.0,)), r"`factors` must lie in \(0, 1000\]"),
+        (lambda: actions.scale("a", (1e300,)), r"`factors` must lie in \(0, 1000\]"),
         (lambda: actions.scale("a", ()), "`a` needs at least one choice"),
         (lambda: actions.add("a", (np.nan,), bounds=(0, 1)), "all finite"),
         (lambda: actions.scale("a", bounds=(1.0, 0.1)), "low < high"),

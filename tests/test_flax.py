@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from flax.training import train_state as flax_train_state
@@ -71,11 +72,18 @@ def test_the_stock_apply_gradients_fails_with_the_way_out():
         state.apply_gradients(grads=state.params)
 
 
-def test_train_state_passes_value_and_cost_on_and_replaces_fields():
+def multi_steps(tx):
+    return optax.MultiSteps(tx, 1)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda tx: tx, multi_steps, lambda tx: multi_steps(tx).gradient_transformation()]
+)
+def test_train_state_passes_value_and_cost_on_and_replaces_fields(wrap):
     class Mine(TrainState):
         batch_stats: dict
 
-    tx = make_tx()
+    tx = wrap(make_tx())
     state = make_state(Mine, tx, batch_stats={"mean": jnp.zeros(())})
     new = state.apply_gradients(
         grads=state.params, value=2.0, cost=3.0, batch_stats={"mean": jnp.ones(())}
@@ -84,6 +92,7 @@ def test_train_state_passes_value_and_cost_on_and_replaces_fields():
     assert (row.value, row.cost, new.step, new.batch_stats["mean"]) == (2.0, 3.0, 1, 1.0)
     assert isinstance(new, Mine)
     assert new.tx is tx
+    assert np.all(new.params["w"] != state.params["w"])
 
 
 def test_train_state_traces_once():
@@ -104,7 +113,7 @@ def test_train_state_traces_once():
 
 
 def test_train_state_spares_an_optimizer_that_takes_no_loss():
-    state = make_state(TrainState, optax.GradientTransformation(*optax.sgd(0.1)))
+    state = make_state(TrainState, optax.scale(-0.1))
     new = state.apply_gradients(grads=state.params, value=1.0)
     np.testing.assert_allclose(new.params["w"], 0.9)
 
@@ -138,6 +147,33 @@ def test_hyperparams_and_record_read_any_state(kind, wrap):
     np.testing.assert_array_equal([rate, row.hyperparams["learning_rate"]], jnp.float32(0.1))
     assert row.step == 0
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(row))
+
+
+@pytest.mark.filterwarnings("ignore")  # Orbax's own
+def test_a_restored_nnx_state_goes_on_with_the_same_bits(tmp_path):
+    @nnx.jit
+    def step(model, optimizer):
+        loss, grads = nnx.value_and_grad(lambda m: jnp.sum(m(jnp.ones((1, 2))) ** 2))(model)
+        optimizer.update(model, grads, value=loss)
+        return optax_meta.record(optimizer)
+
+    tx = make_tx(optax_meta.reinforce(start="uniform", decision_interval=1, train_every=2))
+    whole, resumed = make_optimizer(tx), make_optimizer(tx)
+    for _ in range(3):
+        step(*whole)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "run", nnx.state(whole))
+        checkpointer.wait_until_finished()
+        nnx.update(resumed, checkpointer.restore(tmp_path / "run", nnx.state(resumed)))
+    rows = step(*whole), step(*resumed)
+    assert rows[0].step == 4
+    jax.tree.map(np.testing.assert_array_equal, *rows)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(whole), nnx.state(resumed))
+
+
+def test_an_nnx_state_is_not_read():
+    with pytest.raises(ValueError, match=r"under NNX the optimizer, not its `nnx\.state`"):
+        optax_meta.hyperparams(nnx.state(make_optimizer(make_tx())))
 
 
 def test_nnx_scan_gives_the_numbers_of_single_steps():

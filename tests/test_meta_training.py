@@ -234,6 +234,45 @@ def test_one_trace_serves_every_horizon_and_seed():
     ("learner", "updates"),
     [("reinforce", 25), pytest.param("evolution", 100, marks=pytest.mark.heavy)],
 )
+def test_another_set_of_families_is_no_other_program(monkeypatch):
+    traces, learn = [], meta_training._learn
+
+    def counted(*arguments):
+        traces.append(1)
+        return learn(*arguments)
+
+    monkeypatch.setattr(meta_training, "_learn", counted)
+    made = [families.quadratics(dim=4), families.quadratics(dim=4)._replace(name="other")]
+    _, rows = run(tiny(made=made), 4)
+    assert {name for row in rows for name in row if name.startswith("fall/")} == {
+        "fall/quadratic",
+        "fall/other",
+    }
+    assert len(traces) == 1
+
+
+def test_runs_of_a_group_share_all_but_the_actions():
+    _, [info] = run(tiny(fresh_policy(hold_probability=1.0 - 1e-6)), 1)
+    assert info["spread/quadratic"] == 0.0
+    _, [info] = run(tiny(fresh_policy(hold_probability=0.4)), 1)
+    assert info["spread/quadratic"] > 0.0
+
+
+def test_the_distribution_is_as_wide_as_it_says():
+    scales = jax.vmap(families._scales)(jax.random.split(jax.random.key(0), 2048))
+    for drawn, low, high in (
+        (scales.loss, 1e-2, 1e2),
+        (scales.params, 1e-3, 1e3),
+        (scales.init, 10.0**-1.5, 10.0**0.4),
+    ):
+        assert low * 0.999 <= drawn.min() < 1.5 * low
+        assert high / 1.5 < drawn.max() <= high * 1.001
+    recipe = meta_runs.any_lr().description
+    assert recipe["learning_rates"] == [1e-6, 10.0]
+    assert recipe["horizons"] == [100, 2000]
+    assert {"sgd", "momentum", "adam", "rmsprop", "lion"} <= set(recipe["optimizers"])
+
+
 def test_it_learns_to_raise_a_rate_that_is_too_low(learner, updates):
     trainer = tiny(
         learner=learner,

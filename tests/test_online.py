@@ -233,6 +233,8 @@ def test_learned_takes_the_most_probable_action():
     [
         ({"train_every": 0}, "`train_every` must be a whole number ≥ 1, got 0"),
         ({"train_every": 2.5}, "`train_every` must be a whole number ≥ 1, got 2.5"),
+        ({"decision_interval": 10.0}, r"`decision_interval` .* ≥ 1 or `math\.inf`, got 10\.0"),
+        ({"decision_interval": 0}, r"`decision_interval` must be a whole number ≥ 1"),
         ({"seed": -1}, r"`seed` must be an integer in \[0, 2³²\), got -1"),
         ({"seed": 0.5}, "`seed` must be an integer"),
         ({"discount": 1.1}, r"`discount` must lie in \[0, 1\]"),
@@ -263,8 +265,19 @@ def test_a_policy_excludes_what_describes_a_fresh_one():
         reinforce(policy, hidden_sizes=(4,), start="hold")
     with pytest.raises(ValueError, match="`total_steps` must be a whole number ≥ 1"):
         optax_meta.learned(policy, total_steps=0)
+    for bad in (2.5, -3):
+        with pytest.raises(ValueError, match="`decision_interval` must be a whole number ≥ 1"):
+            optax_meta.learned(policy, decision_interval=bad)
     with pytest.raises(ValueError, match="`policy` must be a Policy, got str"):
         optax_meta.learned("any-lr-v1")
+
+
+def test_an_infinite_interval_leaves_it_to_decide():
+    policy = optax_meta.init_policy(jax.random.key(0))
+    for controller in (reinforce, optax_meta.learned):
+        infinite = controller(policy, decision_interval=float("inf"))
+        rows, _, _ = run_values(control_hyperparams(optax.adamw, infinite)(1e-3), [1.0] * 3)
+        assert not np.any(rows.decided)
 
 
 def test_extracting_from_a_state_without_a_policy():

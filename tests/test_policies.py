@@ -10,9 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import make_metrics
 
 import optax_meta
-from optax_meta import actions, init_policy, load_policy, observations, save_policy
+from optax_meta import (
+    actions,
+    checkpoints,
+    init_policy,
+    learned,
+    load_policy,
+    observations,
+    save_policy,
+)
 
 
 def probabilities(policy, seed=0):
@@ -86,6 +95,10 @@ def test_an_encoder_of_ones_own_is_passed_again(tmp_path):
 def test_unreadable_and_unwritable_files(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read the policy file .*: no such file"):
         load_policy(tmp_path / "none")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(checkpoints._LARGEST_FILE + 1)
+    with pytest.raises(ValueError, match="it is larger than 64 MiB"):
+        load_policy(tmp_path / "large")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match=r"cannot read the policy file .*: File is not a zip file"):
         load_policy(tmp_path / "text")
@@ -106,7 +119,7 @@ def saved_bytes(folder):
 
 
 def refuse(path, data):
-    """Load `data`: it is refused with an error that names the file, or it is a whole policy."""
+    """Load `data`: it is refused with an error that names the file, or it is a policy that acts."""
     path.write_bytes(data)
     try:
         policy = load_policy(path)
@@ -115,6 +128,11 @@ def refuse(path, data):
         assert str(path) in str(error)  # noqa: PT017
         return True
     assert np.all(np.isfinite(probabilities(policy)))
+    controller = learned(policy)
+    hyperparams = {name: jnp.float32(0.1) for name in controller.hyperparams}
+    assert controller.is_due(jnp.int32(0))
+    moved, _ = controller.update(make_metrics(), controller.init(hyperparams), hyperparams)
+    assert not any(np.isnan(value) for value in moved.values())
     return False
 
 
@@ -136,6 +154,11 @@ def test_a_truncated_or_corrupted_file_is_refused(folder, data):
     refuse(folder / "noise.policy", data.draw(st.binary(max_size=300)))
 
 
+def card_of(good):
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        return json.loads(archive.read("card.json"))
+
+
 def rewritten(good, card, params=None):
     """Return the archive with another card, or other parameters."""
     out = io.BytesIO()
@@ -146,7 +169,12 @@ def rewritten(good, card, params=None):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**7, 10**30, 10**400])
+    | st.floats()
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=8,
 )
@@ -156,10 +184,9 @@ JSON = st.recursive(
 @hypothesis.given(data=st.data())
 def test_a_hostile_card_is_refused(folder, data):
     good = saved_bytes(folder)
-    with zipfile.ZipFile(io.BytesIO(good)) as archive:
-        card = json.loads(archive.read("card.json"))
+    card = card_of(good)
     places = [(card, key) for key in card if key != "jax_version"]
-    places += [(card["encoder"], key) for key in card["encoder"]]
+    places += [(card[part], key) for part in ("encoder", "guide") for key in card[part]]
     places += [(card["action_space"], "moves"), (card["action_space"]["moves"], 0)]
     places += [(card["action_space"]["moves"][0], key) for key in card["action_space"]["moves"][0]]
     inside, key = data.draw(st.sampled_from(places))
@@ -170,10 +197,48 @@ def test_a_hostile_card_is_refused(folder, data):
 @pytest.mark.parametrize("key", ["format", "encoder", "features", "action_space", "sha256"])
 def test_a_card_without_a_key_is_refused(folder, key):
     good = saved_bytes(folder)
-    with zipfile.ZipFile(io.BytesIO(good)) as archive:
-        card = json.loads(archive.read("card.json"))
+    card = card_of(good)
     del card[key]
     assert refuse(folder / "poor.policy", rewritten(good, card))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("guide", {"dense_steps": 10**30}),
+        ("guide", {"calibration_steps": 10**6 + 1}),
+        ("guide", {"num_decisions": True}),
+        ("guide", {"probe_rate": 10**400}),
+        ("guide", {"max_growth": 0.0}),
+        ("move", {"amounts": [-2.0, 1.0, 2.0]}),
+        ("move", {"amounts": [0.5, 1.0, 1e300]}),
+        ("move", {"kind": "set"}),
+    ],
+)
+def test_a_hostile_entry_is_refused(folder, part, changes):
+    good = saved_bytes(folder)
+    card = card_of(good)
+    {"guide": card["guide"], "move": card["action_space"]["moves"][0]}[part].update(changes)
+    assert refuse(folder / "hostile.policy", rewritten(good, card))
+
+
+@pytest.mark.parametrize(("hidden_sizes", "size"), [((32, 32), 3e38), ((4,) * 12, 9e3)])
+def test_parameters_that_overflow_are_refused(folder, hidden_sizes, size):
+    policy = init_policy(jax.random.key(0), hidden_sizes=hidden_sizes)
+    save_policy(policy, folder / "deep.policy")
+    good = (folder / "deep.policy").read_bytes()
+    card, params = card_of(good), io.BytesIO()
+    huge = np.full(card["num_params"], size, np.float32)
+    np.save(params, huge)
+    card["sha256"] = checkpoints._digest(huge)
+    assert refuse(folder / "huge.policy", rewritten(good, card, params.getvalue()))
+
+
+def test_huge_parameters_are_not_saved(tmp_path):
+    policy = init_policy(jax.random.key(0))
+    huge = jax.tree.map(lambda x: x + 2e4, policy.params)
+    with pytest.raises(ValueError, match="not finite or beyond ±10000: nothing was written"):
+        save_policy(policy._replace(params=huge), tmp_path / "huge.policy")
 
 
 def test_code_and_bombs_are_refused(folder):

@@ -4,6 +4,7 @@
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import optax
 import pytest
 
 import optax_meta
-from optax_meta import checkpoints, tasks
+from optax_meta import checkpoints, families, tasks
 from optax_meta.meta import runs as meta_runs
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -55,7 +56,10 @@ def test_there_are_policies_and_each_is_small():
         assert name in meta_runs.RECIPES
         card = checkpoints.read_card(name)
         assert card["features"] == list(optax_meta.load_policy(name).encoder.features)
-        assert {"command", "updates", "inner_steps", "known_failures"} <= set(card["notes"])
+        notes = card["notes"]
+        assert {"command", "updates", "seed", "inner_steps", "known_failures"} <= set(notes)
+        assert {"jax", "optax", "flax"} <= set(notes["versions"])
+        assert {"validation", "test"} <= set(notes["results"])
 
 
 def test_the_recipe_makes_a_policy_of_the_same_kind():
@@ -66,6 +70,7 @@ def test_the_recipe_makes_a_policy_of_the_same_kind():
         assert made.action_space == shipped.action_space
         assert made.encoder.features == shipped.encoder.features
         assert made.network == shipped.network
+        assert checkpoints.read_card(name)["notes"]["distribution"] == trainer.description
 
 
 @pytest.mark.parametrize("total", [150, None])
@@ -85,10 +90,44 @@ def test_any_start_ends_alike_and_none_is_lost(factory):
     np.testing.assert_allclose(finals, finals[0], rtol=1e-3)
 
 
-def test_it_keeps_learning_online():
+def test_the_start_changes_no_bit():
+    policy, family = optax_meta.load_policy("any-lr-v1"), families.FAMILIES["relu"]()
+
+    def final(key, start):
+        return optax_meta.rollout(
+            policy,
+            family.build(family.sample(key)),
+            key,
+            total_steps=40,
+            optimizer=partial(optax.sgd, momentum=0.9),
+            learning_rate=start,
+        ).final["loss"]
+
+    keys, starts = jax.random.split(jax.random.key(3), 8), jnp.array([1e-5, 1e-2, 1.0, 10.0])
+    finals = np.array(jax.jit(jax.vmap(jax.vmap(final, (None, 0)), (0, None)))(keys, starts))
+    np.testing.assert_array_equal(finals, np.tile(finals[:, :1], 4))
+
+
+@pytest.mark.parametrize("batches", [1, 8])
+def test_no_gradient_teaches_nothing(batches):
+    # As behind frozen or masked layers, or under a loss that is flat at first.
     policy = optax_meta.load_policy("any-lr-v1")
+    controller = optax_meta.learned(policy, total_steps=50)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(learning_rate=1e-3)
+    params = jnp.ones(4)
+    state = tx.init(params)
+    for _ in range(batches):
+        _, state = tx.update(jnp.zeros(4), state, params, value=1.0)
+    assert optax_meta.hyperparams(state)["learning_rate"] <= 1e-5
+    updates, _ = tx.update(params, state, params, value=1.0)
+    assert np.abs(updates).max() < 0.1
+
+
+@pytest.mark.parametrize("name", optax_meta.available_policies())
+def test_it_keeps_learning_online(name):
+    policy = optax_meta.load_policy(name)
     controller = optax_meta.reinforce(policy, total_steps=100, train_every=2)
-    tx = optax_meta.control_hyperparams(optax.adam, controller)(learning_rate=1e-3)
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-3, weight_decay=1e-2)
     params = jnp.ones(4)
     state = tx.init(params)
     for _ in range(12):

@@ -126,6 +126,11 @@ def test_own_interval_of_the_controller_is_the_default():
     assert rows.decided.tolist() == [True, False, False, True, False, False]
 
 
+def test_only_an_infinite_interval_is_never_due():
+    for interval, due in ((10, True), (10.0, True), (np.inf, False)):
+        assert recorder(decision_interval=interval).is_due(10) == due
+
+
 def test_cost_and_alignment_reach_the_controller():
     tx = control_hyperparams(optax.sgd, recorder(needs_alignment=True))(0.1)
     params = jnp.array([1.0, 0.0])
@@ -156,6 +161,23 @@ def test_non_finite_steps_touch_nothing_and_are_counted(bad, where):
     row = optax_meta.record(state)
     assert row.num_nonfinite == 1
     assert row.value == 2.0
+
+
+@pytest.mark.parametrize("options", [{}, {"max_growth": 2.0}, {"needs_alignment": True}])
+def test_python_floats_are_gradients_too(options):
+    tx = control_hyperparams(optax.sgd, recorder(**options))(0.1)
+    state = tx.init(1.0)
+    _, state = tx.update(2.0, state, 1.0, value=1.0)
+    assert optax_meta.record(state).grad_norm == 2.0
+    updates, state = tx.update(np.nan, state, 1.0, value=1.0)
+    assert updates == 0.0
+    assert optax_meta.record(state).num_nonfinite == 1
+
+
+def test_leaves_that_are_no_inexact_numbers_have_no_norm():
+    tree = {"count": 3, "flag": True, "name": "w", "masked": optax.MaskedNode(), "w": 2.0}
+    assert metrics_lib.global_norm(tree) == 2.0
+    np.testing.assert_array_equal(metrics_lib.sample(tree), [2.0])
 
 
 def test_window_without_a_finite_step_repeats_the_last_means():
@@ -245,6 +267,10 @@ PLATEAU = optax_meta.plateau()
         (
             lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=1.5),
             r"≥ 1 or `math\.inf`, got 1\.5",
+        ),
+        (
+            lambda: control_hyperparams(optax.adamw, PLATEAU._replace(decision_interval=10.0)),
+            r"≥ 1 or `math\.inf`, got 10\.0",
         ),
         (
             lambda: control_hyperparams(optax.sgd, optax_meta.reinforce())(0.1),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams, check_whole
+from optax_meta.base import Controller, Hyperparams, check_interval, check_whole
 from optax_meta.controllers.online import with_progress
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, check_policy, draw
@@ -29,7 +29,7 @@ def learned(
     policy: Policy,
     *,
     total_steps: Any = None,
-    decision_interval: int | None = None,
+    decision_interval: float | None = None,
     seed: jax.typing.ArrayLike | None = None,
 ) -> Controller:
     """Follow a frozen policy.
@@ -38,7 +38,8 @@ def learned(
         policy: for instance from `optax_meta.load_policy`.
         total_steps: length of the run if known, counted in calls of `update`; after it nothing
             changes any more. A traced int32[] may be below 1 where it is not known.
-        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without.
+        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without;
+            `math.inf` as in `control_hyperparams`.
         seed: None for the most probable action at every decision, nothing random; an integer, may
             be traced, to sample the actions: what meta-training learns from.
 
@@ -46,7 +47,8 @@ def learned(
         A `Controller`.
 
     Raises:
-        ValueError: `policy` is something else, or `total_steps` no whole number ≥ 1.
+        ValueError: `policy` is something else, or `total_steps` or `decision_interval` no whole
+            number ≥ 1.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -55,6 +57,8 @@ def learned(
     check_policy(policy)
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
+    interval = policy.guide.decision_interval(total_steps)
+    interval = interval if decision_interval is None else check_interval(decision_interval)
 
     def init(hyperparams: Hyperparams) -> LearnedState:
         del hyperparams
@@ -62,10 +66,7 @@ def learned(
         return LearnedState(policy.encoder.init(), empty)
 
     update = partial(_update, policy, total_steps, seed)
-    interval = policy.guide.decision_interval(total_steps)
-    return policy.as_controller(
-        init, update, interval if decision_interval is None else decision_interval
-    )
+    return policy.as_controller(init, update, interval)
 
 
 def _update(

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient, rewards
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, Encoder, Hyperparams, check_whole
+from optax_meta.base import Controller, Encoder, Hyperparams, check_interval, check_whole
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, Start, check_policy, draw, init_policy
 from optax_meta.recording import Decision, DecisionState
@@ -70,7 +70,7 @@ def reinforce(
     max_grad_norm: float = 1.0,
     policy_learning_rate: float = 1e-2,
     train_every: int = 5,
-    decision_interval: int | None = None,
+    decision_interval: float | None = None,
     total_steps: int | None = None,
     seed: jax.typing.ArrayLike = 0,
 ) -> Controller:
@@ -97,7 +97,8 @@ def reinforce(
         max_grad_norm: the policy gradient is clipped to this L2 norm, > 0.
         policy_learning_rate: of the policy's own Adam, ≥ 0.
         train_every: decisions in an episode, ≥ 1.
-        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without.
+        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without;
+            `math.inf` as in `control_hyperparams`.
         total_steps: length of the run if known, counted in calls of `update`, for the progress
             feature and the guide.
         seed: of the fresh policy and of every sample; an integer, may be traced.
@@ -147,6 +148,8 @@ def reinforce(
     )
     # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
     template = init_policy(jax.random.key(0), **fresh) if policy is None else policy
+    interval = template.guide.decision_interval(total_steps)
+    interval = interval if decision_interval is None else check_interval(decision_interval)
     learner = _Learner(
         reward=rewards.improvement() if reward is None else reward,
         reward_scale=reward_scale,
@@ -164,10 +167,7 @@ def reinforce(
         return _init(first, train_every, jnp.asarray(seed, jnp.uint32))
 
     update = partial(_update, template, learner, total_steps)
-    interval = template.guide.decision_interval(total_steps)
-    return template.as_controller(
-        init, update, interval if decision_interval is None else decision_interval
-    )
+    return template.as_controller(init, update, interval)
 
 
 def extract_policy(policy: Policy, controller_state: Any) -> Policy:
