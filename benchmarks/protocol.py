@@ -90,19 +90,7 @@ FAST_BASELINES = (
     "prodigy + linear",
     "reinforce from scratch",
 )
-MEDIUM_BASELINES = (
-    *FAST_BASELINES,
-    "constant 1e-3",
-    "warmup + linear",
-    "reduce_on_plateau",
-    "warmup + plateau",
-    "prodigy",
-    "dadapt",
-    "dadapt + linear",
-    "momo",
-    "schedule-free",
-    "cocob",
-)
+MEDIUM_BASELINES = (*FAST_BASELINES, "constant 1e-3", "warmup + linear", "reduce_on_plateau")
 CUTS = {
     "fast": Cut(**SHORT, every=3, baselines=FAST_BASELINES),
     "medium": Cut(**SHORT, every=1, baselines=MEDIUM_BASELINES),

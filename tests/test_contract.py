@@ -27,9 +27,11 @@ CONTROLLERS = {
         [optax_meta.warmup(5), optax_meta.hypergradient(), optax_meta.plateau(patience=1)], [5, 15]
     ),
 }
+HEAVY = {"any_lr"}
+CASES = [pytest.param(n, marks=pytest.mark.heavy) if n in HEAVY else n for n in CONTROLLERS]
 
 
-@pytest.fixture(params=CONTROLLERS)
+@pytest.fixture(params=CASES)
 def name(request):
     return request.param
 
