@@ -28,6 +28,7 @@ import optax_meta
 from optax_meta.evaluation import library_versions
 
 Transformation = optax.GradientTransformation
+ANY_LR = optax_meta.load_policy("any-lr-v1")
 HERE = Path(__file__).parent
 RATE, DECAY = 1e-3, 1e-4
 WIDTHS = (24, 240, 2240)
@@ -68,6 +69,8 @@ OURS: dict[str, Callable[[], Transformation]] = {
     "hypergradient": controlled(optax_meta.hypergradient()),
     "learned": controlled(optax_meta.learned(optax_meta.init_policy(jax.random.key(0)))),
     "reinforce": controlled(optax_meta.reinforce()),
+    "any-lr-v1": controlled(optax_meta.learned(ANY_LR, total_steps=1000)),
+    "reinforce(any-lr-v1)": controlled(optax_meta.reinforce(ANY_LR, total_steps=1000)),
 }
 METHODS = PEERS | OURS
 
@@ -83,14 +86,18 @@ def make_update(tx: Transformation) -> Callable[..., Any]:
     return update
 
 
-def bytes_per_param(tx: Transformation, size: int = 10**6) -> float:
-    """Return XLA's count of bytes accessed by one update, over the number of parameters."""
+def compile_update(tx: Transformation, size: int = 10**6) -> Any:
+    """Compile one update of `size` parameters."""
     params = jax.ShapeDtypeStruct((size,), jnp.float32)
     state = jax.eval_shape(tx.init, params)
     value = jax.ShapeDtypeStruct((), jnp.float32)
     lowered = jax.jit(make_update(tx), donate_argnums=(0, 1)).lower(params, state, params, value)
-    cost: Any = lowered.compile().cost_analysis()
-    return cost["bytes accessed"] / size
+    return lowered.compile()
+
+
+def bytes_per_param(tx: Transformation, size: int = 10**6) -> float:
+    """Return XLA's count of bytes accessed by one update, over the number of parameters."""
+    return compile_update(tx, size).cost_analysis()["bytes accessed"] / size
 
 
 def state_size(tx: Transformation, size: int = 10**6) -> tuple[int, int]:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ablation import stacked
 
 import optax_meta
 from optax_meta import families
@@ -108,22 +109,31 @@ def validation() -> dict[str, Callable[[jax.Array], Task]]:
 TEST = {"digits": digits, "diabetes": diabetes, "sparse": sparse}
 
 
-def final_losses(
-    policy: optax_meta.Policy, make: Any, steps: int, decays: tuple[float, ...], seeds: int
-) -> np.ndarray:
-    """Return held-out losses after a run from each weight decay, float[K, S]."""
+def final_losses(policy: optax_meta.Policy, make: Any, seeds: int) -> Any:
+    """Return (stacked policies, weight decays, steps) → held-out losses, float[P, K, S]."""
+    longest = policy.guide.first_decisions + policy.guide.num_decisions + 1
+    keys = jax.random.split(jax.random.key(5), seeds)
 
-    def run(decay: jax.Array, key: jax.Array) -> jax.Array:
+    def run(params: Any, decay: jax.Array, key: jax.Array, steps: jax.Array) -> jax.Array:
         task_key, run_key = jax.random.split(key)
-        factory = partial(optax.adamw, weight_decay=decay)
         out = optax_meta.rollout(
-            policy, make(task_key), run_key, total_steps=steps, optimizer=factory
+            policy._replace(params=params),
+            make(task_key),
+            run_key,
+            total_steps=steps,
+            max_decisions=longest,
+            optimizer=partial(optax.adamw, weight_decay=decay),
         )
         return out.final["loss"]
 
-    keys = jax.random.split(jax.random.key(5), seeds)
-    found = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))(jnp.float32(decays), keys)
-    return np.asarray(found, float)
+    over_seeds = jax.vmap(run, (None, None, 0, None))
+    over_decays = jax.vmap(over_seeds, (None, 0, None, None))
+    every = jax.jit(jax.vmap(over_decays, (0, None, None, None)))
+
+    def losses(params: Any, decays: tuple[float, ...], steps: int) -> np.ndarray:
+        return np.asarray(every(params, jnp.float32(decays), keys, jnp.int32(steps)), float)
+
+    return losses
 
 
 def geometric(values: Any) -> float:
@@ -149,31 +159,32 @@ def main() -> None:
     tier = TEST if options.tier == "test" else validation()
     base = optax_meta.load_policy("any-lr-v1")
     ours = {name: optax_meta.load_policy(name) for name in options.policies}
-    for name, policy in list(ours.items()):
-        hold = optax_meta.init_policy(
-            jax.random.key(0),
-            encoder=policy.encoder,
-            action_space=policy.action_space,
-            guide=policy.guide,
-        )
-        ours[f"{name}: guide alone"] = hold
     rows = []
     for task, make in tier.items():
+        on_grid = final_losses(base, make, options.seeds)
+        runs = {name: final_losses(policy, make, options.seeds) for name, policy in ours.items()}
         for steps in HORIZONS:
-            grid = final_losses(base, make, steps, GRID, options.seeds)
+            [grid] = on_grid(stacked(base.params), GRID, steps)
             means = [geometric(losses) for losses in grid]
             best = int(np.argmin(means))
             row = {"task": task, "steps": steps, "best": GRID[best]}
             row["grid"] = [mean / means[best] for mean in means]
             row["logs"] = {}
             for name, policy in ours.items():
-                found = final_losses(policy, make, steps, STARTS, options.seeds)
-                row["logs"][name] = np.log(found / means[best]).mean(0).tolist()
+                hold = optax_meta.init_policy(
+                    jax.random.key(0),
+                    encoder=policy.encoder,
+                    action_space=policy.action_space,
+                    guide=policy.guide,
+                )
+                found = runs[name](stacked(policy.params, hold.params), STARTS, steps)
+                whole, alone = np.log(found / grid[best]).mean(1).tolist()
+                row["logs"] |= {name: whole, f"{name}: guide alone": alone}
             rows.append(row)
             shown = {name: round(float(np.exp(np.mean(x))), 3) for name, x in row["logs"].items()}
             print(task, steps, np.round(row["grid"], 3), shown, flush=True)
     summary = {}
-    for name in ours:
+    for name in rows[0]["logs"]:
         logs = np.array([row["logs"][name] for row in rows])
         summary[name] = {"ratio": float(np.exp(logs.mean())), "interval": interval(logs)}
     summary["one decay of the grid for all"] = {
