@@ -64,8 +64,7 @@ def networks(
             gradients are a hundred times larger than most.
         rows: for tasks to overfit: batches are drawn with replacement from a table whose length is
             drawn log-uniformly, an eighth of `rows` to `rows`, and the final loss is taken on fresh
-            data. Their noise goes from a tenth of the signal to three times it: the more there is,
-            the more weight decay is worth. None for an endless stream.
+            data; None for an endless stream.
         name: of the family.
 
     Returns:
@@ -87,14 +86,11 @@ def networks(
         is_shifted, shift_key = jax.random.bernoulli(keys[8]), jax.random.fold_in(keys[8], 1)
         spectrum = jnp.arange(1.0, inputs + 1.0) ** -decay
         sharpness = 10.0 ** jax.random.uniform(keys[1], minval=0.0, maxval=1.0)
-        spread = jax.random.uniform(keys[4], maxval=0.5)
-        if rows is not None:
-            spread = 0.7 * sharpness * 10.0 ** (3.0 * spread - 1.0)
         return {
             "spectrum": spectrum / jnp.sqrt(jnp.mean(spectrum**2)),
             "hidden": jax.random.normal(keys[2], (inputs, 16)) * 1.5 / jnp.sqrt(inputs),
             "head": sharpness * jax.random.normal(keys[3], (16, outputs)) / 4.0,
-            "noise": spread,
+            "noise": jax.random.uniform(keys[4], maxval=0.5),
             "target_scale": 10.0 ** jax.random.uniform(keys[6], minval=-0.5, maxval=1.0),
             "target_shift": _wide(keys[7]) * jax.random.normal(keys[7], (outputs,)),
             "input_shift": is_shifted * _wide(shift_key) * jax.random.normal(shift_key, (inputs,)),
