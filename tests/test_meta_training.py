@@ -229,11 +229,6 @@ def test_one_trace_serves_every_horizon_and_seed():
     assert len({row["fall/quadratic"] for row in rows}) == 4
 
 
-# Evolution needs more updates the more parameters, hence features, a policy has.
-@pytest.mark.parametrize(
-    ("learner", "updates"),
-    [("reinforce", 25), pytest.param("evolution", 100, marks=pytest.mark.heavy)],
-)
 def test_another_set_of_families_is_no_other_program(monkeypatch):
     traces, learn = [], meta_training._learn
 
@@ -273,6 +268,11 @@ def test_the_distribution_is_as_wide_as_it_says():
     assert {"sgd", "momentum", "adam", "rmsprop", "lion"} <= set(recipe["optimizers"])
 
 
+# Evolution needs more updates the more parameters, hence features, a policy has.
+@pytest.mark.parametrize(
+    ("learner", "updates"),
+    [("reinforce", 25), pytest.param("evolution", 100, marks=pytest.mark.heavy)],
+)
 def test_it_learns_to_raise_a_rate_that_is_too_low(learner, updates):
     trainer = tiny(
         learner=learner,
