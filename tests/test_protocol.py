@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import protocol as benchmark
 import pytest
 from test_tasks import TEST
 from validation_tasks import VALIDATION
@@ -262,6 +263,35 @@ def test_recovery_from_a_switch_of_the_data():
     assert 3.5 < found["faster"] < 6.0
     assert found["interval"] == [found["faster"]] * 2
     assert data_switch.recovery(np.full((2, 100), 5.0), target) == 50  # never
+
+
+@pytest.mark.parametrize("name", benchmark.BASELINES)
+def test_every_baseline_of_the_benchmark_trains(name):
+    contender = benchmark.BASELINES[name]
+    [only] = contender.optimizers or ("adamw",)
+    told = protocol.Run(jnp.float32(1e-2), jnp.int32(20), jnp.uint32(0))
+    tx = contender.transformation(benchmark.OPTIMIZERS[only], told)
+
+    @jax.jit
+    def train():
+        def step(_, carry):
+            params, state = carry
+            value, grads = jax.value_and_grad(lambda x: jnp.sum((x - 1.0) ** 2))(params)
+            updates, state = tx.update(grads, state, params, value=value)
+            return optax.apply_updates(params, updates), state
+
+        params = jnp.zeros(3)
+        params, state = jax.lax.fori_loop(0, 5, step, (params, tx.init(params)))
+        return params if contender.params is None else contender.params(state, params)
+
+    assert 0.0 < jnp.abs(train()).max() < 1.0
+
+
+def test_a_policy_trained_anew_or_guided_otherwise_is_run_again():
+    policy = optax_meta.load_policy("any-lr-v1")
+    other = policy._replace(guide=policy.guide._replace(max_ratio=0.1))
+    prints = {protocol._fingerprint(benchmark.guided(p).settings) for p in (policy, other)}
+    assert len(prints) == 2
 
 
 def test_bad_arguments():
