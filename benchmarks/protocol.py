@@ -225,16 +225,15 @@ def asked_for(cell: dict[str, Any], methods: Collection[str]) -> dict[str, Any]:
 def table(cells: list[dict[str, Any]]) -> str:
     """Return the scores as Markdown."""
     lines = [
-        "| method | geometric mean | IQM | within 10 % | diverged | time to oracle | cells |",
+        "| method | geometric mean | IQM | within 10 % | reach it | diverged | cells |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in protocol.score(cells):
         low, high = row.geometric_interval
-        time = f"{row.time_to_oracle:.2f}" if np.isfinite(row.time_to_oracle) else "never"
         lines.append(
             f"| {row.method} | {row.geometric_mean:.2f} [{low:.2f}, {high:.2f}] | "
-            f"{row.interquartile_mean:.2f} | {row.within_tenth:.0%} | {row.diverged:.1%} | "
-            f"{time} | {row.cells} |"
+            f"{row.interquartile_mean:.2f} | {row.within_tenth:.0%} | {row.reached:.0%} | "
+            f"{row.diverged:.1%} | {row.cells} |"
         )
     return "\n".join(lines)
 

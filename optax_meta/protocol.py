@@ -132,8 +132,9 @@ class Score(NamedTuple):
         interquartile_interval: its interval.
         within_tenth: share of cells whose geometric mean is at most 1.1.
         diverged: share of runs that ended non-finite or above their initial loss.
-        time_to_oracle: share of its steps after which the median run first has the loss that the
-            oracle ends with; inf where most runs never do.
+        reached: share of runs that have the loss that the oracle ends with, then or earlier.
+        time_to_oracle: share of its steps after which the median run first has it; inf where most
+            runs never do.
         cells: how many cells.
 
     Example:
@@ -151,6 +152,7 @@ class Score(NamedTuple):
     interquartile_interval: tuple[float, float]
     within_tenth: float
     diverged: float
+    reached: float
     time_to_oracle: float
     cells: int
 
@@ -424,6 +426,7 @@ def _score(method: str, cells: Sequence[Mapping[str, Any]], rates: Sequence[int]
         interquartile_interval=(float(low[1]), float(high[1])),
         within_tenth=float(np.mean(np.exp(logs.mean(axis=1)) <= 1.1)),
         diverged=float(diverged.mean()),
+        reached=float(np.mean(times <= 1.0)),
         time_to_oracle=float(np.quantile(times, 0.5, method="higher")),
         cells=len(logs),
     )

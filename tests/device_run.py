@@ -1,6 +1,7 @@
 """The program of `test_devices.py`: the same training on however many devices this process has.
 
-python device_run.py OUT [--modes MODE[:CONTROLLER,…] …] [--save DIR] [--resume DIR]
+python device_run.py OUT [--modes MODE[:CONTROLLER,…] …] [--recorded CONTROLLER …]
+                     [--save DIR] [--resume DIR]
 """
 
 import argparse
@@ -134,6 +135,34 @@ def data_parallel(name, *, axis_name, check_vma):
     return jax.jit(run), carry, jax.device_put(batches(), NamedSharding(mesh, P(None, "data")))
 
 
+def apart_recorded(name):
+    """Return what devices record, by field float[HALF, devices], and what each saw of its own.
+
+    Gradients are not averaged, and costs differ: only the controller reduces over the devices.
+    """
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    tx = make(name, "data")
+
+    def step(carry, batch):
+        params, state = carry
+        value, grads = jax.value_and_grad(loss_fn)(params, batch)
+        cost = 1.0 + lax.axis_index("data")
+        updates, state = tx.update(grads, state, params, value=value, cost=cost)
+        row = optax_meta.record(state)
+        own = {"value": value, "cost": cost, "grad_norm": optax.tree.norm(grads)}
+        seen = {"alignment": row.alignment, **{field: getattr(row, field) for field in own}}
+        rows = {f"own_{field}": x for field, x in own.items()} | seen
+        return (optax.apply_updates(params, updates), state), rows
+
+    def run(carry, batches):
+        return jax.tree.map(lambda x: x[:, None], lax.scan(step, carry, batches)[1])
+
+    specs = {"in_specs": (P(), P(None, "data")), "out_specs": P(None, "data")}
+    run = jax.jit(jax.shard_map(run, mesh=mesh, **specs, check_vma=False))
+    carry = jax.tree.map(jnp.asarray, (params(), tx.init(params())))
+    return run(carry, jax.tree.map(lambda x: x[:3], batches()))  # the finite ones
+
+
 MODES = {
     "jit": partial(global_view, axis_type=AxisType.Auto),
     "explicit": partial(global_view, axis_type=AxisType.Explicit),
@@ -141,6 +170,13 @@ MODES = {
     "checked": partial(data_parallel, axis_name="data", check_vma=True),
     "apart": partial(data_parallel, axis_name=None, check_vma=False),
 }
+
+
+def is_replicated(state):
+    """Return whether all devices hold all of a state but the inner optimizer's."""
+    kept = state.inner_state._replace(inner_state=())
+    leaves = jax.tree.leaves(state._replace(inner_state=kept))
+    return all(leaf.sharding.is_fully_replicated for leaf in leaves)
 
 
 def run(mode, name, save=None, resume=None):
@@ -151,9 +187,9 @@ def run(mode, name, save=None, resume=None):
     with ocp.StandardCheckpointer() as checkpointer:
         if save:
             checkpointer.save(save / name, carry)
-        (weights, _), more = half(carry, halves[1])
+        (weights, state), more = half(carry, halves[1])
         rows = jax.tree.map(lambda *x: np.concatenate(x), rows, more)
-        yield f"{mode}/{name}", {**rows, **weights}
+        yield f"{mode}/{name}", {**rows, **weights, "replicated": is_replicated(state)}
         if resume:
             target = jax.tree.map(ocp.utils.to_shape_dtype_struct, first)
             (weights, _), rows = half(checkpointer.restore(resume / name, target), halves[1])
@@ -164,10 +200,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--modes", nargs="+", default=["jit"])
+    parser.add_argument("--recorded", nargs="*", default=[], choices=CONTROLLERS)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--resume", type=Path)
     args = parser.parse_args()
     results = {}
+    for name in args.recorded:
+        recorded = apart_recorded(name)
+        results |= {f"recorded/{name}/{key}": np.asarray(x) for key, x in recorded.items()}
     for choice in args.modes:
         mode, _, names = choice.partition(":")
         for name in names.split(",") if names else CONTROLLERS:

@@ -1,5 +1,7 @@
 """What a controller may cost, as deterministic counts; timings are in benchmarks/overhead.py."""
 
+import functools
+
 import jax
 import optax
 import overhead
@@ -8,18 +10,36 @@ import pytest
 pytestmark = pytest.mark.usefixtures("optimized")
 
 
-def slope(name):
+SIZES = 10**6, 3 * 10**6
+fusing = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLA fuses less")
+
+
+@functools.cache
+def compiled(name, size):
+    return overhead.compile_update(overhead.METHODS[name](), size)
+
+
+def slope(totals):
     """Bytes per parameter without what does not grow with the model."""
-    sizes = 10**6, 3 * 10**6
-    totals = [size * overhead.bytes_per_param(overhead.METHODS[name](), size) for size in sizes]
-    return (totals[1] - totals[0]) / (sizes[1] - sizes[0])
+    return (totals[1] - totals[0]) / (SIZES[1] - SIZES[0])
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLA fuses less")
+@fusing
 @pytest.mark.parametrize("name", ["adamw", *overhead.OURS])
 def test_bytes_accessed_per_parameter(name):
-    limit = {"adamw": 40.0, "hypergradient": 46.0}.get(name, 44.0)
-    assert slope(name) <= limit + 1e-3
+    sampled = dict.fromkeys(("hypergradient", "any-lr-v1", "reinforce(any-lr-v1)"), 46.0)
+    limit = {"adamw": 40.0, **sampled}.get(name, 44.0)
+    totals = [compiled(name, size).cost_analysis()["bytes accessed"] for size in SIZES]
+    assert slope(totals) <= limit + 1e-3
+
+
+@fusing
+@pytest.mark.parametrize("name", overhead.OURS)
+def test_temporary_memory_does_not_grow_with_the_model(name):
+    analyses = [compiled(name, size).memory_analysis() for size in SIZES]
+    if None in analyses:
+        pytest.skip("this backend does not report its memory")
+    assert slope([analysis.temp_size_in_bytes for analysis in analyses]) <= 0.1
 
 
 @pytest.mark.parametrize("name", overhead.OURS)

@@ -37,7 +37,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
     out = {n: folder / f"{n}.npz" for n in (8, 4, 1)}
     modes = [*MODES, f"checked:{','.join(CHECKED)}", "apart:plateau"]
-    finish(start(8, out[8], "--modes", *modes, "--save", folder / "saved"))
+    recorded = ["--recorded", "hypergradient"]
+    finish(start(8, out[8], "--modes", *modes, *recorded, "--save", folder / "saved"))
     for process in [start(n, out[n], "--resume", folder / "saved") for n in (4, 1)]:
         finish(process)
     return {n: dict(np.load(path)) for n, path in out.items()}
@@ -84,6 +85,23 @@ def test_with_an_axis_name_all_replicas_decide_alike(runs, name):
     assert rates.shape[1] == 8
     np.testing.assert_array_equal(rates, rates[:, :1] + 0.0 * rates)
     assert (np.unique(rates).size > 1) == (name != "constant")
+
+
+def test_with_an_axis_name_what_is_measured_is_averaged(runs):
+    rows = get(runs[8], "recorded/hypergradient")
+    for name in ("value", "cost", "grad_norm"):
+        own, seen = rows[f"own_{name}"], rows[name]
+        assert np.unique(own[-1]).size == 8
+        np.testing.assert_allclose(seen[:, 0], own.mean(axis=1), rtol=1e-5)
+    for name in ("value", "cost", "grad_norm", "alignment"):
+        np.testing.assert_array_equal(rows[name], rows[name][:, :1] + 0.0 * rows[name])
+    assert np.all(rows["alignment"][1:] != 0.0)
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_all_devices_hold_all_of_the_controllers_state(runs, mode, name):
+    assert get(runs[8], f"{mode}/{name}")["replicated"]
 
 
 def test_without_an_axis_name_replicas_decide_apart(runs):

@@ -193,6 +193,7 @@ def test_methods_that_draw_have_a_seed_for_each_run():
 def test_most_runs_must_reach_the_loss_of_the_oracle():
     never = cell({"a": [[2.0, 2.0]]}, times=(0.5, np.inf))
     assert protocol.score([never])[0].time_to_oracle == np.inf
+    assert protocol.score([never])[0].reached == 0.5
     assert protocol.score([never, never, cell({"a": [[1.0, 1.0]]})])[0].time_to_oracle == 0.9
 
 
