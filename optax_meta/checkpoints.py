@@ -117,7 +117,8 @@ adamw-lr-wd-v1, any-lr-v1
     path = _path(name_or_path)
     try:
         card, params = _read(path)
-        return _restore(card, params, encoder)
+        with jax.ensure_compile_time_eval():  # inside a trace too
+            return _restore(card, params, encoder)
     except FileNotFoundError:
         shipped = ", ".join(available_policies())
         raise ValueError(

@@ -173,9 +173,12 @@ MODES = {
 
 
 def is_replicated(state):
-    """Return whether all devices hold all of a state but the inner optimizer's."""
+    """Return whether all devices hold all that decides; the sample of the parameters may be split.
+
+    Under automatic sharding XLA may leave it as it comes from parameters that are split themselves.
+    """
     kept = state.inner_state._replace(inner_state=())
-    leaves = jax.tree.leaves(state._replace(inner_state=kept))
+    leaves = jax.tree.leaves(state._replace(inner_state=kept, last_params=()))
     return all(leaf.sharding.is_fully_replicated for leaf in leaves)
 
 

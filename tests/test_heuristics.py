@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import run_values
+from conftest import make_metrics, run_values
 
 import optax_meta
 from optax_meta import control_hyperparams
@@ -123,6 +123,13 @@ def test_plateau_with_an_interval_judges_means():
 def test_warmup_rises_to_its_peak_and_stays():
     got = rates(optax_meta.warmup(4), [1.0] * 6, start=2.0)
     np.testing.assert_allclose(got, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
+def test_warmup_outlives_the_counter_of_steps():
+    controller, start = optax_meta.warmup(5), {"learning_rate": jnp.float32(2.0)}
+    metrics = make_metrics(step=jnp.int32(2**31 - 1))
+    got, _ = controller.update(metrics, controller.init(start), start)
+    assert got["learning_rate"] == 2.0
 
 
 def test_warmup_from_a_share_of_the_peak():

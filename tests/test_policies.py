@@ -259,3 +259,8 @@ def test_code_and_bombs_are_refused(folder):
     assert refuse(
         folder / "nested.policy", rewritten(good, functools.reduce(lambda x, _: [x], range(900), 0))
     )
+
+
+def test_a_policy_can_be_loaded_inside_a_trace():
+    inside = jax.jit(lambda: optax_meta.load_policy("any-lr-v1").params)()
+    jax.tree.map(np.testing.assert_array_equal, inside, optax_meta.load_policy("any-lr-v1").params)

@@ -48,7 +48,9 @@ def warmup(steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_r
     def update(
         metrics: Metrics, state: jax.Array, hyperparams: Hyperparams
     ) -> tuple[Hyperparams, jax.Array]:
-        share = jnp.clip((metrics.step + 1) / steps, 0.0, 1.0).astype(state.dtype)
+        share = jnp.clip((jnp.minimum(metrics.step, steps) + 1) / steps, 0.0, 1.0).astype(
+            state.dtype
+        )
         scale = init_scale + (1.0 - init_scale) * share
         return {**hyperparams, hyperparam: state * scale}, state
 
@@ -164,7 +166,7 @@ def _update(
     state: tuple[Any, ...],
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, tuple[Any, ...]]:
-    window_start = metrics.step + 1 - metrics.num_steps.astype(jnp.int32)
+    window_start = metrics.step - (metrics.num_steps.astype(jnp.int32) - 1)
     new_states = []
     for controller, start, end, own in zip(
         controllers, starts, (*starts[1:], jnp.iinfo(jnp.int32).max), state, strict=True
