@@ -261,7 +261,7 @@ def _meta_train(options: argparse.Namespace) -> int:
     path = folder / f"{options.recipe}.policy"
     if jax.process_index() == 0:
         *_, last = (folder / "log.jsonl").read_text().splitlines()
-        cost = {name: json.loads(last)[name] for name in ("inner_steps", "inner_steps_per_second")}
+        cost = {k: v for k, v in json.loads(last).items() if k.startswith("inner_steps")}
         flags = {"recipe": options.recipe, "updates": options.updates, "seed": options.seed}
         flags |= {**sizes, "devices": mesh.size}
         notes = {

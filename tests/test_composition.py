@@ -86,8 +86,10 @@ def wrapped(wrapper, learning_rate):
 
 @pytest.mark.parametrize(
     "controller",
-    [optax_meta.plateau(factor=0.5, patience=4, threshold=0.5), optax_meta.hypergradient()],
-    ids=["plateau", "hypergradient"],
+    [
+        pytest.param(optax_meta.plateau(factor=0.5, patience=4, threshold=0.5), id="plateau"),
+        pytest.param(optax_meta.hypergradient(), id="hypergradient", marks=pytest.mark.heavy),
+    ],
 )
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_around_a_wrapper_the_rate_in_force_is_the_one_that_is_read(controller, wrapper):

@@ -85,7 +85,7 @@ def test_cells_without_a_yardstick_are_left_out(draw, ax):
     lost = cell({"a": [[9.0, 9.0], [9.0, 9.0]]}, oracle=(1.0, np.nan))
     alone = draw([good], ["a"]).lines[0].get_ydata()
     np.testing.assert_array_equal(draw([good, lost], ["a"], ax=ax).lines[0].get_ydata(), alone)
-    with pytest.raises(ValueError, match="none of 1 cells has an oracle that is finite"):
+    with pytest.raises(ValueError, match="none of 1 cells has an oracle that is lost on no seed"):
         draw([lost], ["a"])
     with pytest.raises(ValueError, match="no cell holds the method 'b'; they hold a"):
         draw([good], ["b"])

@@ -266,7 +266,13 @@ def test_recovery_from_a_switch_of_the_data():
     assert data_switch.recovery(np.full((2, 100), 5.0), target) == 50  # never
 
 
-@pytest.mark.parametrize("name", benchmark.BASELINES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.heavy) if name == "random walk" else name
+        for name in benchmark.BASELINES
+    ],
+)
 def test_every_baseline_of_the_benchmark_trains(name):
     contender = benchmark.BASELINES[name]
     [only] = contender.optimizers or ("adamw",)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 from orbax.checkpoint import v1
-from test_contract import CONTROLLERS, STEPS, make, make_step, problem
+from test_contract import CASES, CONTROLLERS, STEPS, make, make_step, problem
 
 import optax_meta
 
@@ -69,7 +69,7 @@ def halves(name):
 @pytest.mark.filterwarnings("ignore")  # Orbax's own
 @pytest.mark.parametrize("through", FORMATS)
 @pytest.mark.parametrize("is_abstract", [False, True])
-@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_restored_run_is_the_same_run(name, through, is_abstract, tmp_path):
     first, carry, half, end = halves(name)
     restored = through(carry, tmp_path, abstract(first) if is_abstract else first)
