@@ -21,10 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import OPTIMIZERS
+from protocol import OPTIMIZERS, holding
 from validation_tasks import VALIDATION
 
 import optax_meta
+from optax_meta import protocol
 from optax_meta.evaluation import library_versions
 from optax_meta.tasks import Task
 
@@ -96,6 +97,12 @@ def log_losses(trajectories: optax_meta.Trajectory) -> np.ndarray:
     return np.log(np.where(np.isfinite(final), np.minimum(final, np.e * initial), np.e * initial))
 
 
+def interval(logs: np.ndarray) -> list[float]:
+    """Return the bootstrap interval of the geometric mean over seeds, from logs, float[C, S]."""
+    means = [np.exp(np.mean(drawn)) for drawn in protocol.resampled([*logs[:, None]])]
+    return np.percentile(means, [2.5, 97.5]).tolist()
+
+
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -104,12 +111,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     policy = optax_meta.load_policy(options.policy)
-    hold = optax_meta.init_policy(
-        jax.random.key(0),
-        encoder=policy.encoder,
-        action_space=policy.action_space,
-        guide=policy.guide,
-    )
+    hold = holding(policy)
     rows: dict[str, list[np.ndarray]] = {}
     for task in (make() for make in VALIDATION.values()):
         for optimizer in NAMES:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ablation import NAMES, log_losses, runs, stacked
+from ablation import NAMES, interval, log_losses, runs, stacked
 from validation_tasks import VALIDATION
 
-from optax_meta import protocol
 from optax_meta.evaluation import library_versions
 from optax_meta.meta.runs import any_lr
 
@@ -52,7 +51,8 @@ def main() -> None:
             trained[name, seed] = trainer.policy(state).params
             inner_steps[name] = float(state.num_inner_steps)
             print(name, seed, f"{inner_steps[name]:.3g} inner steps", flush=True)
-    policy = any_lr(groups=options.groups).policy(any_lr(groups=options.groups).init(0))
+    trainer = any_lr(groups=options.groups)
+    policy = trainer.policy(trainer.init(0))
     for task, optimizer in cells:
         run = runs(policy, task, optimizer, options.steps, options.seeds)
         base, *ends = log_losses(run(stacked(policy.params, *trained.values())))
@@ -63,12 +63,11 @@ def main() -> None:
     rows = {}
     for name, logs in found.items():
         runs_of = np.stack(logs).reshape(len(cells), options.meta_seeds, -1)
-        by_seed, parts = runs_of.mean((0, 2)), [*runs_of.reshape(len(cells), 1, -1)]
-        boot = [np.exp(np.mean(drawn)) for drawn in protocol.resampled(parts)]
+        by_seed = runs_of.mean((0, 2))
         rows[name] = {
             "inner_steps": inner_steps[name],
             "loss_over_hold": float(np.exp(by_seed.mean())),
-            "interval": np.percentile(boot, [2.5, 97.5]).tolist(),
+            "interval": interval(runs_of.reshape(len(cells), -1)),
             "by_meta_seed": np.exp(by_seed).tolist(),
         }
         print(name, rows[name])

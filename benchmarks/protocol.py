@@ -198,6 +198,16 @@ def guided(policy: optax_meta.Policy) -> Contender:
     )
 
 
+def holding(policy: optax_meta.Policy) -> optax_meta.Policy:
+    """Return the policy that does nothing within the guide of another."""
+    return optax_meta.init_policy(
+        jax.random.key(0),
+        encoder=policy.encoder,
+        action_space=policy.action_space,
+        guide=policy.guide,
+    )
+
+
 def policies(names: list[str]) -> dict[str, Contender]:
     """Return contenders for policies by name or path, and for holding within their guide."""
     loaded = {Path(name).stem: optax_meta.load_policy(name) for name in names}
@@ -206,12 +216,7 @@ def policies(names: list[str]) -> dict[str, Contender]:
         whole = found[name]
         guide = tuple(policy.guide)
         found[f"{name}, no horizon"] = whole._replace(settings=(policy.params, 0, guide))
-        hold = optax_meta.init_policy(
-            jax.random.key(0),
-            encoder=policy.encoder,
-            action_space=policy.action_space,
-            guide=policy.guide,
-        )
+        hold = holding(policy)
         found[f"guide of {name} alone (hold)"] = whole._replace(settings=(hold.params, 1, guide))
     return found
 

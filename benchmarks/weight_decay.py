@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ablation import stacked
+from ablation import interval, stacked
+from protocol import holding
 
 import optax_meta
 from optax_meta import families
@@ -141,14 +142,6 @@ def geometric(values: Any) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def interval(logs: np.ndarray) -> tuple[float, float]:
-    """Return the bootstrap interval of the geometric mean over seeds, from logs, float[C, S]."""
-    drawn = np.random.default_rng(0).integers(0, logs.shape[1], (2000, *logs.shape))
-    means = np.take_along_axis(np.broadcast_to(logs, drawn.shape), drawn, axis=2).mean((1, 2))
-    low, high = np.exp(np.percentile(means, [2.5, 97.5]))
-    return float(low), float(high)
-
-
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -171,13 +164,8 @@ def main() -> None:
             row["grid"] = [mean / means[best] for mean in means]
             row["logs"] = {}
             for name, policy in ours.items():
-                hold = optax_meta.init_policy(
-                    jax.random.key(0),
-                    encoder=policy.encoder,
-                    action_space=policy.action_space,
-                    guide=policy.guide,
-                )
-                found = runs[name](stacked(policy.params, hold.params), STARTS, steps)
+                both = stacked(policy.params, holding(policy).params)
+                found = runs[name](both, STARTS, steps)
                 whole, alone = np.log(found / grid[best]).mean(1).tolist()
                 row["logs"] |= {name: whole, f"{name}: guide alone": alone}
             rows.append(row)
