@@ -1,8 +1,9 @@
 """Optax's own tests, unmodified from the wheel, with controlled factories in their tables.
 
 `constant` without the long optimizations, and mixed precision under `learned` too, run by default,
-all else under `-m heavy`. The one thing added is `value=0.0` where a test passes no loss, which the
-other controllers cannot do without.
+all else under `-m heavy`. Two things are added: `value=0.0` where a test passes no loss, which the
+other controllers cannot do without, and the way to the optimizer's own state for
+`schedule_free_eval_params`, which reads that of no wrapper.
 """
 
 import functools
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax
 import optax
 import pytest
+from optax import contrib
 from optax._src import alias_test, float64_test
 from optax.contrib import _common_test
 
@@ -78,6 +80,12 @@ def swap(monkeypatch, module, make_controller):
         original = _common_test._get_opt_factory
         monkeypatch.setattr(
             _common_test, "_get_opt_factory", lambda n: control(original(n), make_controller)
+        )
+        evaluated = contrib.schedule_free_eval_params
+        monkeypatch.setattr(
+            contrib,
+            "schedule_free_eval_params",
+            lambda state, params: evaluated(state.inner_state.inner_state, params),
         )
 
 
