@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from protocol import OPTIMIZERS, guided
-from test_tasks import TEST
+from test_tasks import TEST, switched
 
 import optax_meta
 from optax_meta import protocol
@@ -31,16 +31,6 @@ from optax_meta.tasks import Task, train_step
 HERE = Path(__file__).parent
 SMOOTHING = 5
 BEFORE = 20
-
-
-def switched(task: Task, at: int, classes: int = 10) -> Task:
-    """Return the task whose labels are permuted from step `at` on."""
-
-    def shift(batch: Any, step: jax.Array) -> Any:
-        x, y = batch
-        return x, jnp.where(step >= at, (3 * y + 1) % classes, y)
-
-    return task._replace(shift=shift)
 
 
 def losses(

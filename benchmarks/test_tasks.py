@@ -62,6 +62,21 @@ def convolution() -> Task:
     return _noisy_digits("convolution", ConvNet(10, 8), 32)
 
 
+def switched(task: Task, at: int, classes: int = 10) -> Task:
+    """Return a task of classification whose labels are permuted from step `at` on."""
+
+    def shift(batch: Any, step: jax.Array) -> Any:
+        x, y = batch
+        return x, jnp.where(step >= at, (3 * y + 1) % classes, y)
+
+    return task._replace(shift=shift)
+
+
+def switch() -> Task:
+    """Digits whose labels are permuted from step 300 on."""
+    return switched(digits(), 300)._replace(name="switch", description=switch.__doc__ or "")
+
+
 class _Attention(nn.Module):
     """One pre-norm block of causal attention."""
 
@@ -253,4 +268,5 @@ TEST = {
     "rosenbrock": rosenbrock,
     "factorization": factorization,
     "density": density,
+    "switch": switch,
 }

@@ -40,18 +40,23 @@ def friedman(*, batch_size: int = 16) -> Task:
     """Friedman's regression of ten inputs with noise, MLP 10-64-1."""
     model = MLP((64, 1))
 
+    def truth(x: jax.Array) -> jax.Array:
+        y = 10.0 * jnp.sin(jnp.pi * x[:, 0] * x[:, 1]) + 20.0 * (x[:, 2] - 0.5) ** 2
+        return y + 10.0 * x[:, 3] + 5.0 * x[:, 4]
+
     def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         x_key, noise_key = jax.random.split(key)
         x = jax.random.uniform(x_key, (count, 10))
-        y = 10.0 * jnp.sin(jnp.pi * x[:, 0] * x[:, 1]) + 20.0 * (x[:, 2] - 0.5) ** 2
-        y += 10.0 * x[:, 3] + 5.0 * x[:, 4] + jax.random.normal(noise_key, (count,))
-        return x, y
+        return x, truth(x) + jax.random.normal(noise_key, (count,))
+
+    def least(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean((truth(x) - y) ** 2)
 
     def loss(params: Any, batch: Any) -> jax.Array:
         x, y = batch
         return jnp.mean((jnp.asarray(model.apply(params, x))[:, 0] - y) ** 2)
 
-    return _streamed("friedman", model, jnp.zeros((1, 10)), draw, loss, batch_size)
+    return _streamed("friedman", model, jnp.zeros((1, 10)), draw, loss, batch_size, least=least)
 
 
 def parity(*, batch_size: int = 64) -> Task:
@@ -69,7 +74,11 @@ def parity(*, batch_size: int = 64) -> Task:
         logits = jnp.asarray(model.apply(params, x))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
-    return _streamed("parity", model, jnp.zeros((1, 12)), draw, loss, batch_size)
+    def least(x: jax.Array, y: jax.Array) -> jax.Array:
+        is_odd = jnp.sum(x[:, :3] > 0.0, axis=1) % 2
+        return -jnp.mean(jnp.log(jnp.where(y == is_odd, 0.9, 0.1)))
+
+    return _streamed("parity", model, jnp.zeros((1, 12)), draw, loss, batch_size, least=least)
 
 
 def poisson(*, batch_size: int = 32) -> Task:
@@ -94,6 +103,7 @@ def poisson(*, batch_size: int = 32) -> Task:
         lambda key: draw(key, batch_size),
         loss,
         lambda params: {"loss": loss(params, fixed)},
+        float(loss(weights, fixed)),
     )
 
 
@@ -129,8 +139,12 @@ def sorting(*, tokens: int = 10, length: int = 8, batch_size: int = 8) -> Task:
         logits = jnp.asarray(model.apply(params, x))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
+    def least(x: jax.Array, y: jax.Array) -> jax.Array:
+        other = 0.05 / tokens
+        return -jnp.mean(jnp.log(jnp.where(y == jnp.sort(x, axis=1), 0.95 + other, other)))
+
     x = jnp.zeros((1, length), jnp.int32)
-    return _streamed("sorting", model, x, draw, loss, batch_size, held_out=512)
+    return _streamed("sorting", model, x, draw, loss, batch_size, held_out=512, least=least)
 
 
 def _streamed(
@@ -141,7 +155,9 @@ def _streamed(
     loss: Callable[[Any, Any], jax.Array],
     batch_size: int,
     held_out: int = 2048,
+    least: Callable[..., jax.Array] | None = None,
 ) -> Task:
+    """Return the task; `least` gives the loss that what made the data would have on a batch."""
     fixed = draw(jax.random.key(99), held_out)
     return Task(
         name,
@@ -150,6 +166,7 @@ def _streamed(
         lambda key: draw(key, batch_size),
         loss,
         lambda params: {"loss": loss(params, fixed)},
+        0.0 if least is None else float(least(*fixed)),
     )
 
 
