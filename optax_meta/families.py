@@ -4,6 +4,9 @@ None shares its data, its architecture and its loss with a task that controllers
 though one of the three may be alike: cross-entropy is cross-entropy. What is
 drawn for each task: its data, label noise, conditioning, initial scale, the scale of the loss and
 the units in which the parameters are stored.
+
+A run is trained on noisy targets and, where these are known, judged against those without noise:
+the loss above the irreducible one. Noise would hide what the last steps of a run are worth.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +61,7 @@ def networks(
         activation: of the student; the teacher's is tanh.
         batch_size: fresh samples a step.
         classify: cross-entropy on classes drawn from the teacher's softmax, else squared error
-            with additive noise.
+            with additive noise, 3 to 100 % of the targets' own deviation.
         normalize: normalize every hidden layer and add it to the last one of the same width.
         heavy_tailed: inputs and noise follow Student's t with 3 degrees of freedom, so that single
             gradients are a hundred times larger than most.
@@ -75,9 +78,7 @@ def networks(
         'network'
     """
     inputs, outputs = sizes[0], sizes[-1]
-
-    def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.t(key, 3.0, shape) if heavy_tailed else jax.random.normal(key, shape)
+    noise = partial(jax.random.t, df=3.0) if heavy_tailed else jax.random.normal
 
     def sample(key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, 10)
@@ -90,7 +91,7 @@ def networks(
             "spectrum": spectrum / jnp.sqrt(jnp.mean(spectrum**2)),
             "hidden": jax.random.normal(keys[2], (inputs, 16)) * 1.5 / jnp.sqrt(inputs),
             "head": sharpness * jax.random.normal(keys[3], (16, outputs)) / 4.0,
-            "noise": jax.random.uniform(keys[4], maxval=0.5),
+            "noise": 10.0 ** jax.random.uniform(keys[4], minval=-1.5, maxval=0.0),
             "target_scale": 10.0 ** jax.random.uniform(keys[6], minval=-0.5, maxval=1.0),
             "target_shift": _wide(keys[7]) * jax.random.normal(keys[7], (outputs,)),
             "input_shift": is_shifted * _wide(shift_key) * jax.random.normal(shift_key, (inputs,)),
@@ -100,15 +101,24 @@ def networks(
         }
 
     def build(drawn: dict[str, Any]) -> Task:
+        def teach(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+            x = drawn["spectrum"][None] * noise(key, shape=(count, inputs))
+            target = jnp.tanh(x @ drawn["hidden"]) @ drawn["head"]
+            target = target / (0.1 + drawn["noise"]) if classify else target
+            return x + drawn["input_shift"][None], target
+
+        def scale(target: jax.Array) -> jax.Array:
+            return drawn["target_scale"] * (target + drawn["target_shift"][None])
+
         def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             x_key, y_key = jax.random.split(key)
-            x = drawn["spectrum"][None] * noise(x_key, (count, inputs))
-            target = jnp.tanh(x @ drawn["hidden"]) @ drawn["head"]
-            x = x + drawn["input_shift"][None]
+            x, target = teach(x_key, count)
             if classify:
-                return x, jax.random.categorical(y_key, target / (0.1 + drawn["noise"]))
-            target += drawn["noise"] * noise(y_key, target.shape)
-            return x, drawn["target_scale"] * (target + drawn["target_shift"][None])
+                return x, jax.random.categorical(y_key, target)
+            deviation = 0.65 * jnp.linalg.norm(drawn["head"], axis=0)
+            return x, scale(
+                target + drawn["noise"] * deviation[None] * noise(y_key, shape=target.shape)
+            )
 
         def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             x, y = batch
@@ -116,8 +126,11 @@ def networks(
             return jnp.mean(_cross_entropy(out, y) if classify else jnp.square(out - y))
 
         init = partial(_init_network, sizes)
+        size = _EVALUATION_SIZE if rows is None else 4 * _EVALUATION_SIZE
+        x, target = teach(jax.random.key(drawn["evaluation"]), size)
+        exact = x, jax.nn.softmax(target) if classify else scale(target)
         if rows is None:
-            return _task(name, init, draw, loss, batch_size, drawn)
+            return _task(name, init, draw, loss, batch_size, drawn, exact=exact)
         table = draw(rows, jax.random.key(drawn["evaluation"] + 1))
         count = jnp.ceil(rows * drawn["rows"]).astype(jnp.int32)
 
@@ -125,8 +138,7 @@ def networks(
             row = jax.random.randint(key, (size,), 0, count)
             return jax.tree.map(lambda column: column[row], table)
 
-        fresh = draw(4 * _EVALUATION_SIZE, jax.random.key(drawn["evaluation"]))
-        return _task(name, init, pick, loss, batch_size, drawn, exact=fresh)
+        return _task(name, init, pick, loss, batch_size, drawn, exact=exact)
 
     kind = "classification" if classify else "regression"
     return TaskFamily(name, f"{kind} by a network {'-'.join(map(str, sizes))}", sample, build)
@@ -221,7 +233,9 @@ def products(*, dim: int = 12, depth: int = 4, batch_size: int = 16) -> TaskFami
         def init(key: jax.Array) -> jax.Array:
             return 1.0 + 0.3 * jax.random.normal(key, (depth, dim))
 
-        return _task("product", init, draw, loss, batch_size, drawn)
+        x = jax.random.normal(jax.random.key(drawn["evaluation"]), (_EVALUATION_SIZE, dim))
+        exact = x, x @ drawn["target"]
+        return _task("product", init, draw, loss, batch_size, drawn, exact=exact)
 
     return TaskFamily("product", f"{dim} products of {depth} parameters", sample, build)
 
@@ -254,10 +268,14 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
         }
 
     def build(drawn: dict[str, Any]) -> Task:
+        def see(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            first = _categorical(key, jnp.tile(drawn["frequency"], (count, 1)))
+            return first, drawn["transition"][first]
+
         def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             first_key, next_key = jax.random.split(key)
-            first = _categorical(first_key, jnp.tile(drawn["frequency"], (count, 1)))
-            return first, _categorical(next_key, drawn["transition"][first])
+            first, logits = see(count, first_key)
+            return first, _categorical(next_key, logits)
 
         def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             first, after = batch
@@ -269,7 +287,9 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
             embedding = jax.random.normal(embed_key, (tokens, width))
             return {"embedding": embedding, "head": _init_affine(head_key, width, tokens)}
 
-        return _task("bigram", init, draw, loss, batch_size, drawn)
+        first, logits = see(_EVALUATION_SIZE, jax.random.key(drawn["evaluation"]))
+        exact = first, jax.nn.softmax(logits)
+        return _task("bigram", init, draw, loss, batch_size, drawn, exact=exact)
 
     return TaskFamily("bigram", f"bigrams of {tokens} tokens", sample, build)
 
@@ -277,12 +297,15 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
 def drifting(*, sizes: Sequence[int] = (10, 32, 1), batch_size: int = 16) -> TaskFamily:
     """Follow a network whose last layer turns while the student learns.
 
+    Two tasks out of three also jump once, by an eighth of a turn up to a half.
+
     Args:
         sizes: widths of the student, inputs and outputs included.
         batch_size: fresh samples a step.
 
     Returns:
-        A `TaskFamily`; a full turn takes between 200 and 60 000 steps.
+        A `TaskFamily`; a full turn takes between 200 and 60 000 steps, and the jump comes at one of
+        the first 30 to 1600.
 
     Example:
         >>> family = optax_meta.families.drifting()
@@ -292,8 +315,11 @@ def drifting(*, sizes: Sequence[int] = (10, 32, 1), batch_size: int = 16) -> Tas
     inputs, outputs = sizes[0], sizes[-1]
 
     def sample(key: jax.Array) -> dict[str, Any]:
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 8)
+        jump = jnp.pi * jax.random.uniform(keys[5], minval=0.25)
         return {
+            "jump": jnp.where(jax.random.bernoulli(keys[6], 2.0 / 3.0), jump, 0.0),
+            "jump_step": 10.0 ** jax.random.uniform(keys[7], minval=1.5, maxval=3.2),
             "hidden": 1.5 * jax.random.normal(keys[0], (inputs, 16)) / jnp.sqrt(inputs),
             "heads": jax.random.normal(keys[1], (16, 2 * outputs)) / 2.0,
             "radians_per_step": 10.0 ** jax.random.uniform(keys[2], minval=-4.0, maxval=-1.5),
@@ -312,7 +338,8 @@ def drifting(*, sizes: Sequence[int] = (10, 32, 1), batch_size: int = 16) -> Tas
             return x, targets, jnp.zeros(())
 
         def shift(batch: tuple[jax.Array, ...], step: jax.Array) -> tuple[jax.Array, ...]:
-            return *batch[:2], drawn["radians_per_step"] * step
+            jump = jnp.where(step >= drawn["jump_step"], drawn["jump"], 0.0)
+            return *batch[:2], drawn["radians_per_step"] * step + jump
 
         def loss(params: Any, batch: tuple[jax.Array, ...]) -> jax.Array:
             x, targets, angle = batch
@@ -363,11 +390,15 @@ def transformers(
         }
 
     def build(drawn: dict[str, Any]) -> Task:
+        def see(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = _categorical(key, jnp.tile(drawn["frequency"], (count, length, 1)))
+            other = x[:, (jnp.arange(length) - drawn["lag"]) % length]
+            return x, drawn["own"][x] + drawn["other"][other]
+
         def draw(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             x_key, y_key = jax.random.split(key)
-            x = _categorical(x_key, jnp.tile(drawn["frequency"], (count, length, 1)))
-            other = x[:, (jnp.arange(length) - drawn["lag"]) % length]
-            return x, _categorical(y_key, drawn["own"][x] + drawn["other"][other])
+            x, logits = see(count, x_key)
+            return x, _categorical(y_key, logits)
 
         def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             x, y = batch
@@ -375,7 +406,9 @@ def transformers(
             return jnp.mean(_cross_entropy(_transformer(params, hidden), y))
 
         init = partial(_init_transformer, tokens, length, width)
-        return _task("transformer", init, draw, loss, batch_size, drawn)
+        x, logits = see(_EVALUATION_SIZE, jax.random.key(drawn["evaluation"]))
+        exact = x, jax.nn.softmax(logits)
+        return _task("transformer", init, draw, loss, batch_size, drawn, exact=exact)
 
     return TaskFamily("transformer", f"attention over {length} of {tokens} tokens", sample, build)
 
@@ -434,7 +467,10 @@ def tables(*, hidden_size: int = 24, batch_size: int = 32) -> TaskFamily:
             x, y = batch
             return jnp.mean(_cross_entropy(_network(params, x, jnp.tanh), y))
 
-        return _task("table", partial(_init_network, sizes), draw, loss, batch_size, drawn)
+        x, y = all_x[drawn["table"]] * drawn["columns"][None], all_y[drawn["table"]]
+        shares = (1.0 - drawn["noise"]) * jax.nn.one_hot(y, classes) + drawn["noise"] / classes
+        init = partial(_init_network, sizes)
+        return _task("table", init, draw, loss, batch_size, drawn, exact=(x, shares))
 
     return TaskFamily("table", "small tables with label noise", sample, build)
 
@@ -516,7 +552,7 @@ def _task(
     *,
     exact: Any = None,
 ) -> Task:
-    """Return the task in the drawn units of parameters and loss."""
+    """Return the task in the drawn units of parameters and loss, judged by the `exact` batch."""
     scales: Scales = drawn["scales"]
 
     def scaled_loss(params: Any, batch: Any) -> jax.Array:
@@ -534,7 +570,10 @@ def _task(
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    """Return that of integer labels; of probabilities, what is above their own entropy."""
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.kl_divergence(jax.nn.log_softmax(logits), labels)
 
 
 def _categorical(key: jax.Array, logits: jax.Array) -> jax.Array:

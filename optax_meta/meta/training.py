@@ -25,6 +25,7 @@ from optax_meta.tasks import TaskFamily
 
 Learner = Literal["reinforce", "evolution"]
 _AVERAGED_UPDATES = 50.0
+_LEAST_RATIO = 1e-6
 _FIGURES = ("fall", "spread")
 
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
@@ -458,19 +459,20 @@ def _draw_adamw(
 def _log_values(runs: Trajectory) -> jax.Array:
     """Return log-losses before each decision's effect and after the last, float32[G, R, D + 1].
 
-    The last one is that of the final parameters on fixed data. A run that is lost ends one nat
-    above where it began.
+    They begin at the first batch's; the last one is that plus the log-ratio that the loss on fixed
+    data ends at, which may be of another kind; a millionth is as good as less. A run that is lost
+    ends one nat above where it began.
     """
-    initial = runs.initial["loss"]
-    worst = jnp.log(initial)[..., None] + 1.0
-    final = runs.final["loss"]
-    final = jnp.where(jnp.isfinite(final), jnp.log(jnp.maximum(final, 1e-30)), jnp.inf)
+    begin = jnp.log(jnp.maximum(runs.value[..., 0], 1e-30))
+    initial, final = runs.initial["loss"], runs.final["loss"]
+    fall = jnp.log(initial) - jnp.log(jnp.maximum(final, _LEAST_RATIO * initial))
+    final = begin - jnp.where(jnp.isfinite(final), fall, -jnp.inf)
     during = jnp.log(jnp.maximum(runs.value, 1e-30))
     last = runs.mask - jnp.roll(runs.mask, -1, axis=-1).at[..., -1].set(0.0)
     during = jnp.where(last > 0.0, final[..., None], during)
     during = jnp.where(runs.mask > 0.0, during, final[..., None])
-    values = jnp.concatenate([jnp.log(initial)[..., None], during], axis=-1)
-    return jnp.minimum(values, worst)
+    values = jnp.concatenate([begin[..., None], during], axis=-1)
+    return jnp.minimum(values, begin[..., None] + 1.0)
 
 
 def _episodes(
