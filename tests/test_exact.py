@@ -27,6 +27,8 @@ RATES = {"dadapt_adamw": 0.5, "dog": 0.5, "prodigy": 0.5}  # with a small one th
 DRIFTING = {"dadapt_adamw", "dog", "dowg", "momo", "momo_adam", "prodigy"}
 # In float16 they become nan, unwrapped too.
 OVERFLOWING = {"dadapt_adamw", "lbfgs", "prodigy"}
+# What runs by default where all of them would take long.
+SOON = ("adam", "lion", "adadelta", "lars")
 PRECISIONS = [
     ("bfloat16", None),
     ("float16", None),
@@ -125,8 +127,16 @@ def test_all_optimizers_are_listed():
 
 
 @pytest.mark.filterwarnings("ignore")  # optax deprecates some of its own
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float32") for name in FACTORIES),
+        *(
+            pytest.param(name, "float64", marks=() if name in SOON else pytest.mark.heavy)
+            for name in FACTORIES
+        ),
+    ],
+)
 def test_constant_changes_no_bit_in_300_steps(name, dtype):
     with precision(dtype):
         params = make_params(dtype)
@@ -179,7 +189,7 @@ CASES = [
     for precision in PRECISIONS
     if name != "sophia" or precision[1] is None  # it refuses mixed trees by itself
 ]
-QUICK = {(name, "bfloat16", None) for name in ("adam", "lion", "adadelta", "lars")}
+QUICK = {(name, "bfloat16", None) for name in SOON}
 
 
 @pytest.mark.filterwarnings("ignore")
