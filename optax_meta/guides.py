@@ -17,6 +17,7 @@ from optax_meta.metrics import Metrics
 HYPERPARAM = "learning_rate"
 DECAY = "weight_decay"
 _LARGEST_JUMP = 1e3
+_USUAL_STEPS = 1000.0
 
 
 class Guide(NamedTuple):
@@ -35,7 +36,8 @@ class Guide(NamedTuple):
             gradients are so large that `target_ratio` would be passed.
         target_ratio: norm of the update over norm of the parameters to calibrate to.
         max_ratio: the rate is kept so low that the last update, scaled with it, would have moved
-            the parameters by no more than this share of their norm.
+            the parameters by no more than this share of their norm, times √(1000/T) in a run of
+            known length T: what a walk of T random steps covers is then the same for all T.
         max_growth: gradients are scaled down to this times their mean norm since the last decision,
             so that a loss whose curvature explodes cannot throw a run away between two decisions.
         dense_steps: the policy decides at each of the first steps; at least in calibration.
@@ -46,6 +48,8 @@ class Guide(NamedTuple):
             that the starting decay is forgotten, too; 0 for leaving it alone.
         anneal: whether a held rate falls linearly to 0 at the end of a run of known length; after
             the end, whatever the policy says, all stays as it is.
+        last_raise: share of a run of known length after which the policy may lower the rate, but
+            raises it no more.
 
     Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
     "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
@@ -69,6 +73,7 @@ class Guide(NamedTuple):
     num_decisions: int = 0
     total_decay: float = 0.0
     anneal: bool = False
+    last_raise: float = 1.0
 
     @property
     def first_decisions(self) -> int:
@@ -121,37 +126,46 @@ class Guide(NamedTuple):
         if self.total_decay == 0.0 or DECAY not in hyperparams:
             return {}
         decay = hyperparams[DECAY]
-        # progress/step is one over the number of steps
-        per_step = self.total_decay * metrics.progress / jnp.maximum(metrics.step, 1)
+        per_step = self.total_decay * _over_steps(metrics)
         wanted = (per_step / jnp.maximum(rate, 1e-30)).astype(decay.dtype)
         is_first = (metrics.step < self.first_decisions) & (metrics.progress > 0.0)
         return {DECAY: jnp.where(is_first, wanted, decay)}
 
-    def bound(self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams) -> Hyperparams:
-        """Return `wanted` with the learning rate held to `max_ratio`; nothing new after the end.
+    def bound(
+        self, metrics: Metrics, hyperparams: Hyperparams, lead: Hyperparams, wanted: Hyperparams
+    ) -> Hyperparams:
+        """Return `wanted` with the rate held to `max_ratio` and, late, to that of holding.
+
+        After the end nothing changes any more.
 
         Args:
             metrics: the run since the last decision.
             hyperparams: those used since.
+            lead: what `lead` made of these.
             wanted: those that the policy asks for.
         """
         if HYPERPARAM not in hyperparams:
             return wanted
+        rate = wanted[HYPERPARAM]
+        if self.last_raise < 1.0:
+            is_late = metrics.progress >= self.last_raise
+            rate = jnp.where(is_late, jnp.minimum(rate, lead[HYPERPARAM]), rate)
         if self.max_ratio < math.inf:
-            wanted = self._hold_ratio(metrics, hyperparams, wanted)
+            rate = jnp.minimum(rate, self._largest(metrics, hyperparams[HYPERPARAM]))
+        wanted = {**wanted, HYPERPARAM: rate}
         if self.anneal:
             is_over = metrics.progress >= 1.0
             wanted = {k: jnp.where(is_over, hyperparams[k], new) for k, new in wanted.items()}
         return wanted
 
-    def _hold_ratio(
-        self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams
-    ) -> Hyperparams:
-        rate = hyperparams[HYPERPARAM]
-        room = self.max_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
+    def _largest(self, metrics: Metrics, rate: jax.Array) -> jax.Array:
+        """Return the rate at which the last update would have been as large as it may."""
+        stretch = jnp.where(
+            metrics.progress > 0.0, jnp.sqrt(_USUAL_STEPS * _over_steps(metrics)), 1.0
+        )
+        room = self.max_ratio * stretch / jnp.maximum(metrics.update_ratio, 1e-30)
         room = jnp.where(metrics.num_nonfinite < metrics.num_steps, room, 0.5)
-        largest = rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
-        return {**wanted, HYPERPARAM: jnp.minimum(wanted[HYPERPARAM], largest)}
+        return rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
 
     def _anneal(self, metrics: Metrics) -> jax.Array:
         """Return (1 - p)/(1 - p') for the progress p now and p' at the last decision."""
@@ -159,3 +173,8 @@ class Guide(NamedTuple):
         share = jnp.maximum(step - metrics.num_steps, 0.0) / jnp.maximum(step, 1.0)
         left, left_before = 1.0 - metrics.progress, 1.0 - metrics.progress * share
         return jnp.where(metrics.progress >= 0.0, left / jnp.maximum(left_before, 1e-6), 1.0)
+
+
+def _over_steps(metrics: Metrics) -> jax.Array:
+    """Return one over the length of the run; 0 or less where it is not known, or not yet."""
+    return metrics.progress / jnp.maximum(metrics.step, 1)

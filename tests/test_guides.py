@@ -125,6 +125,29 @@ def test_an_update_is_held_to_a_share_of_the_parameters():
     assert np.max(train(unbound, 1e-4)[1]) > 1.0
 
 
+def test_the_share_that_an_update_may_move_grows_as_the_run_gets_shorter(metrics):
+    guide = Guide(max_ratio=0.03)
+    rate = {"learning_rate": jnp.float32(1.0)}
+    told = partial(metrics, update_norm=0.5, param_norm=1.0, num_steps=1, step=10)
+    for progress, largest in ((-1.0, 0.06), (0.01, 0.06), (0.04, 0.12), (0.0025, 0.03)):
+        wanted = {"learning_rate": jnp.float32(9.0)}
+        held = guide.bound(told(progress=progress), rate, rate, wanted)["learning_rate"]
+        np.testing.assert_allclose(held, largest, rtol=1e-5)
+
+
+def test_late_in_a_run_the_rate_is_lowered_but_not_raised():
+    for logits, is_held in (([0.0, 0.0, 9.0], True), ([9.0, 0.0, 0.0], False)):
+        pushed = policy(last_raise=0.5, num_decisions=20)
+        head = {**pushed.params["params"]["head"], "bias": jnp.array(logits)}
+        pushed = pushed._replace(params={"params": {**pushed.params["params"], "head": head}})
+        rate = train(pushed, 1e-6, steps=40, total_steps=40)[0].hyperparams["learning_rate"]
+        changes = rate[2::2] / rate[:-2:2]
+        assert np.all(changes[:9] != 1.0)
+        assert np.all((changes[10:] == 1.0) == is_held)
+        blind = train(pushed, 1e-6)[0].hyperparams["learning_rate"]
+        assert np.all(blind[10::10] != blind[9:-1:10])
+
+
 def test_a_guide_leaves_other_hyperparameters_alone():
     space = actions.joint(actions.scale("b1", (0.9, 1.0), bounds=(0.1, 0.99)))
     guided = optax_meta.init_policy(

@@ -46,12 +46,13 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         action_space=actions.learning_rate((0.5, 1 / 1.2, 1.0, 1.2, 2.0), bounds=(1e-12, 1e6)),
         guide=Guide(
             calibration_steps=8,
-            target_ratio=1e-2,
+            target_ratio=3e-3,
             max_ratio=0.05,
             max_growth=3.0,
             dense_steps=20,
             num_decisions=100,
             anneal=True,
+            last_raise=0.6,
         ),
         hold_probability=0.7,
     )
