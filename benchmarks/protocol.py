@@ -223,7 +223,7 @@ def policies(names: list[str]) -> dict[str, Contender]:
 
 def asked_for(cell: dict[str, Any], methods: Collection[str]) -> dict[str, Any]:
     """Return a cell without methods that were left in the folder by other calls."""
-    kept = {f: {n: x for n, x in cell[f].items() if n in methods} for f in ("losses", "times")}
+    kept = {f: {n: x for n, x in cell[f].items() if n in methods} for f in protocol.FIGURES}
     return {**cell, **kept}
 
 

@@ -29,6 +29,8 @@ CHECKPOINTS = 20
 """At how many evenly spaced steps a run is evaluated, to see when it has the oracle's loss."""
 SWEEP_RATES = tuple(10.0 ** (half / 2.0) for half in range(-10, 3))
 SCHEDULES = ("constant", "linear", "cosine")
+FIGURES = ("losses", "times", "test_losses")
+"""What `judge` returns of a method in a cell, by the method's name: one number a run."""
 _ORACLE_SEED = 10_000
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -220,9 +222,10 @@ def judge(
     Returns:
         One dict for each task, optimizer and horizon: their names; "initial" float[S]; "sweep"
         float[3][13], the mean losses that the oracle is chosen by; "oracle": kind, rate and
-        float[S] of its losses; "floor"; and by method float[K][S] for K starting rates and S
-        seeds: "losses", and "times", the shares of the steps, in twentieths, after which the run
-        first has the oracle's mean loss, inf where it never does.
+        float[S] of its losses and test losses; "floor"; and by method float[K][S] for K starting
+        rates and S seeds: "losses"; "times", the shares of the steps, in twentieths, after which
+        the run first has the oracle's mean loss, inf where it never does; "test_losses", what the
+        task gives as "test_loss" after the last step, None where it holds no data out.
 
     Raises:
         ValueError: fewer than two seeds, two tasks of one name, or a folder with results for other
@@ -448,10 +451,10 @@ class _Runs(NamedTuple):
         steps: int,
         *,
         watch: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the evaluated losses before the run and during it, float[K, S] and float[K, S, C].
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return losses before the run and during it, and on held-out data, float[K, S(, C)].
 
-        Where nobody watches, the one at the end alone is not nan.
+        Where nobody watches, the one at the end alone is not nan; without held-out data, none is.
         """
         key = _program(contender)
         if key not in self.compiled:
@@ -464,20 +467,21 @@ class _Runs(NamedTuple):
         settings = jax.tree.map(np.asarray, contender.settings)
         rate, seed = np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
         out = self.compiled[key](settings, rate, seed, np.int32(steps), np.bool_(watch))
-        return np.asarray(out[0], float), np.asarray(out[1], float)
+        initial, curve, held_out = (np.asarray(x, float) for x in out)
+        return initial, curve, held_out
 
     def oracle(self, steps: int, oracle_seeds: int, scored: np.ndarray) -> dict[str, Any]:
         """Choose the best schedule of the sweep and run it on the seeds that are scored."""
         chosen_on = _ORACLE_SEED + np.arange(oracle_seeds)
         tuned = []
         for kind in SCHEDULES:
-            initial, curves = self(Contender.from_schedule(kind), SWEEP_RATES, chosen_on, steps)
+            initial, curves, _ = self(Contender.from_schedule(kind), SWEEP_RATES, chosen_on, steps)
             final = curves[..., -1]
             held = np.where(np.isfinite(final), np.minimum(final, initial), initial)
             tuned.append(held.mean(axis=1))
         kind, index = np.unravel_index(np.argmin(tuned), np.shape(tuned))
         chosen = Contender.from_schedule(SCHEDULES[kind])
-        initial, curves = self(chosen, SWEEP_RATES[index : index + 1], scored, steps)
+        initial, curves, held_out = self(chosen, SWEEP_RATES[index : index + 1], scored, steps)
         return {
             "initial": initial[0].tolist(),
             "sweep": np.stack(tuned).tolist(),
@@ -485,25 +489,36 @@ class _Runs(NamedTuple):
                 "schedule": SCHEDULES[kind],
                 "rate": SWEEP_RATES[index],
                 "losses": curves[0, :, -1].tolist(),
+                "test_losses": _told(held_out[0]),
             },
         }
 
     def judge(
         self, contender: Contender, rates: Sequence[float], seeds: Any, steps: int, goal: float
-    ) -> tuple[list[list[float]], list[list[float]]]:
-        """Return final losses of one contender and when the goal was reached, float[K][S] each."""
+    ) -> dict[str, list[list[float]]]:
+        """Return the `FIGURES` of one contender, float[K][S] each."""
         few = rates[:1] if contender.any_start else rates
         # A schedule runs one rate at a time, as that of the oracle does: the same program.
         parts = [[rate] for rate in few] if contender.make is _scheduled else [few]
-        found = [self(contender, part, seeds, steps, watch=True)[1] for part in parts]
-        curves = np.concatenate(found)
+        found = [self(contender, part, seeds, steps, watch=True)[1:] for part in parts]
+        curves, held_out = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         reached = curves <= goal
         times = np.where(
             reached.any(axis=-1), (1.0 + reached.argmax(axis=-1)) / CHECKPOINTS, np.inf
         )
         shape = len(rates), len(seeds)
-        losses, times = (np.broadcast_to(x, shape).tolist() for x in (curves[..., -1], times))
-        return losses, times
+        losses, times, held_out = (
+            np.broadcast_to(x, shape) for x in (curves[..., -1], times, held_out)
+        )
+        figures = losses.tolist(), times.tolist(), _told(held_out)
+        return dict(zip(FIGURES, figures, strict=True))
+
+
+def _told(losses: np.ndarray) -> list[Any]:
+    """Return a list with None for what is not a number: nan is not equal to itself."""
+    wide = losses.astype(object)
+    wide[np.isnan(losses)] = None
+    return wide.tolist()
 
 
 def _program(contender: Contender) -> Any:
@@ -535,7 +550,7 @@ def _cell(
     if "oracle" not in cell:
         announce("sweep")
         oracle = runs.oracle(steps, setting["oracle_seeds"], scored)
-        cell = {**setting, **oracle, "losses": {}, "times": {}, "fingerprints": {}}
+        cell = {**setting, **oracle, **{field: {} for field in FIGURES}, "fingerprints": {}}
     goal = _oracle_loss(cell)
 
     def judge(names: Sequence[str]) -> dict[str, Any]:
@@ -552,10 +567,10 @@ def _cell(
             groups.setdefault(_program(contender), []).append(name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(judge, groups.values())
-        found = {name: pair for part in parts for name, pair in part.items()}
+        found = {name: figures for part in parts for name, figures in part.items()}
     names = dict.fromkeys([*contenders, *cell["losses"]])
-    for place, field in enumerate(("losses", "times")):
-        whole = {**cell[field], **{name: pair[place] for name, pair in found.items()}}
+    for field in FIGURES:
+        whole = {**cell[field], **{name: figures[field] for name, figures in found.items()}}
         cell[field] = {name: whole[name] for name in names}
     return {**cell, "fingerprints": {**cell["fingerprints"], **prints}}
 
@@ -577,8 +592,8 @@ def _train(
     seed: jax.Array,
     steps: jax.Array,
     watch: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the evaluated loss before a run of any length, and at its `CHECKPOINTS`, float[C]."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return losses before a run of any length, at its `CHECKPOINTS`, float[C], and held-out."""
     init_key, data_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
     told = Run(rate, steps, seed)
@@ -591,13 +606,16 @@ def _train(
         start, end = (steps * i // CHECKPOINTS for i in (index, index + 1))
         run = jax.lax.fori_loop(start, end, step, run)
         is_seen = watch | (index == CHECKPOINTS - 1)
-        return run, jax.lax.cond(is_seen, evaluate, lambda *_: jnp.float32(jnp.nan), run, end)
+        unseen = jnp.full(2, jnp.nan, jnp.float32)
+        return run, jax.lax.cond(is_seen, evaluate, lambda *_: unseen, run, end)
 
     def evaluate(run: tuple[Any, Any], at: jax.Array) -> jax.Array:
         final, opt_state = run
         if contender.params is not None:
             final = contender.params(opt_state, final)
-        return figures_at(task, final, at)["loss"].astype(jnp.float32)
+        figures = figures_at(task, final, at)
+        pair = figures["loss"], figures.get("test_loss", jnp.nan)
+        return jnp.stack([jnp.asarray(x, jnp.float32) for x in pair])
 
     _, curve = jax.lax.scan(stretch, (params, tx.init(params)), jnp.arange(CHECKPOINTS))
-    return figures_at(task, params, 0)["loss"], curve
+    return figures_at(task, params, 0)["loss"], curve[:, 0], curve[-1, 1]

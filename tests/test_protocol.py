@@ -219,6 +219,30 @@ def test_times_are_when_the_loss_of_the_oracle_is_first_reached():
     np.testing.assert_allclose(found["losses"]["mine"][0], initial * 0.25**20, rtol=1e-3)
 
 
+def test_losses_on_held_out_data_are_told_where_there_are_any():
+    task = tasks.quadratic(dim=2)
+
+    def evaluate(params):
+        loss = task.evaluate(params)["loss"]
+        return {"loss": loss, "test_loss": 3.0 * loss}
+
+    held_out, without = protocol.judge(
+        [task._replace(evaluate=evaluate), task._replace(name="without")],
+        {"hold": HOLD},
+        {"sgd": optax.sgd},
+        learning_rates=[0.1],
+        horizons=[5],
+        seeds=2,
+        oracle_seeds=1,
+    )
+    for losses, test_losses in (
+        (held_out["oracle"]["losses"], held_out["oracle"]["test_losses"]),
+        (held_out["losses"]["hold"], held_out["test_losses"]["hold"]),
+    ):
+        np.testing.assert_allclose(test_losses, 3.0 * np.array(losses), rtol=1e-6)
+    assert without["test_losses"]["hold"] == [[None, None]]
+
+
 def test_a_method_for_one_optimizer_runs_there_alone():
     only = HOLD._replace(optimizers=("adamw",))
     assert list(judge(hold=HOLD, only=only)[0]["losses"]) == ["hold"]
