@@ -111,7 +111,7 @@ def global_norm(tree: Any) -> jax.Array:
     >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
     5.0
     """
-    return 2.0 * jnp.sqrt(sum((_squared_half(leaf) for leaf in _inexact(tree)), jnp.float32(0.0)))
+    return 2.0 * jnp.sqrt(sum((_squared_half(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
 
 
 def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
@@ -127,7 +127,7 @@ def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
     Returns:
         float32[k]; k depends on the shapes alone. At least one element: 0 for an empty tree.
     """
-    leaves = _inexact(tree)
+    leaves = inexact(tree)
     stride = -(-sum(leaf.size for leaf in leaves) // size) or 1
     parts = [_thin(stride, leaf) for leaf in leaves if leaf.size]
     return jnp.concatenate(parts) if parts else jnp.zeros(1, jnp.float32)
@@ -147,8 +147,20 @@ def least_norm(tree: Any, sampled: jax.Array) -> jax.Array:
     >>> print(least_norm(zeros, sample(zeros)), least_norm(zeros + 1e-6, sample(zeros + 1e-6)))
     2.0 0.0
     """
-    count = sum(leaf.size for leaf in _inexact(tree))
+    count = sum(leaf.size for leaf in inexact(tree))
     return jnp.where(jnp.any(sampled != 0.0), 0.0, SIZE_OF_ZEROS * math.sqrt(count))
+
+
+def inexact(tree: Any) -> list[jax.Array]:
+    """Return what counts in a tree: its real and complex arrays and Python numbers, as arrays.
+
+    >>> [leaf.dtype.name for leaf in inexact({"w": jnp.ones(3), "step": jnp.array(1), "b": 0.5})]
+    ['float32', 'float32']
+    """
+    leaves = jax.tree.leaves(tree)
+    numbers = [x for x in leaves if hasattr(x, "dtype") or isinstance(x, (float, complex))]
+    leaves = [jnp.asarray(number) for number in numbers]
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -195,13 +207,6 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
         last=jnp.where(is_finite, measured, statistics.last),
         total_nonfinite=statistics.total_nonfinite + counted[1:],
     )
-
-
-def _inexact(tree: Any) -> list[jax.Array]:
-    leaves = jax.tree.leaves(tree)
-    numbers = [x for x in leaves if hasattr(x, "dtype") or isinstance(x, (float, complex))]
-    leaves = [jnp.asarray(number) for number in numbers]
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
 def _thin(stride: int, leaf: jax.Array) -> jax.Array:

@@ -124,7 +124,9 @@ def control_hyperparams(
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         start, build = _split(inner_factory, controller, args, kwargs)
-        update: Any = partial(_update, controller, axis_name, build)
+        # Where nobody jits, a function of the same identity at every step is compiled only once.
+        ask = jax.jit(partial(_decide, controller), inline=True)
+        update: Any = partial(_update, controller, ask, axis_name, build)
         return optax.GradientTransformationExtraArgs(
             partial(_init, controller, start, build), update
         )
@@ -417,6 +419,7 @@ def _init(
 
 def _update(
     controller: Controller,
+    ask: Callable[..., Any],
     axis_name: str | None,
     build: Callable[..., optax.GradientTransformation],
     updates: optax.Updates,
@@ -437,7 +440,7 @@ def _update(
         )
     _check_shapes(updates, params)
     try:
-        return _step(controller, axis_name, build, updates, state, params, extra_args)
+        return _step(controller, ask, axis_name, build, updates, state, params, extra_args)
     except Exception as error:
         if _is_own(controller, state):
             raise
@@ -458,6 +461,7 @@ def _is_own(controller: Controller, state: ControlState) -> bool:
 
 def _step(
     controller: Controller,
+    ask: Callable[..., Any],
     axis_name: str | None,
     build: Callable[..., optax.GradientTransformation],
     updates: optax.Updates,
@@ -474,7 +478,9 @@ def _step(
     statistics = metrics_lib.accumulate(known, measured)
     if controller.guards_nonfinite:
         updates, extra_args = _guard(measured, statistics, updates, extra_args)
-    hyperparams, controller_state, statistics = _decide(controller, statistics, state)
+    hyperparams, controller_state, statistics = ask(
+        statistics, state.step, state.hyperparams, state.controller_state
+    )
     updates, inner_state = _inject(build, hyperparams).update(
         updates,
         state.inner_state._replace(hyperparams=hyperparams),
@@ -536,7 +542,8 @@ def _measure(
     grad_norm = metrics_lib.global_norm(updates)
     move, last_params = jnp.zeros(3, jnp.float32), ()
     if controller.needs_alignment:
-        move, last_params = _align(updates, params, state.last_params, jnp.isfinite(grad_norm))
+        trees = metrics_lib.inexact(updates), metrics_lib.inexact(params)
+        move, last_params = _align(*trees, state.last_params, jnp.isfinite(grad_norm))
         move = move.at[2].max(known.least_param_norm[0])
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
     # No gradient flows through what is measured: that of a norm at zero is nan.
@@ -547,8 +554,9 @@ def _measure(
     return measured, last_params
 
 
+@partial(jax.jit, inline=True)
 def _align(
-    updates: optax.Updates, params: Any, last_params: jax.Array, is_finite: jax.Array
+    updates: list[jax.Array], params: list[jax.Array], last_params: jax.Array, is_finite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return alignment, update norm and parameter norm, float32[3], and the parameters' new sample.
 
@@ -572,16 +580,20 @@ def _distance(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _decide(
-    controller: Controller, statistics: Statistics, state: ControlState
+    controller: Controller,
+    statistics: Statistics,
+    step: jax.Array,
+    hyperparams: Hyperparams,
+    controller_state: Any,
 ) -> tuple[Hyperparams, Any, Statistics]:
     """Ask the controller where a decision is due; else keep everything."""
-    decide = partial(_ask, controller, statistics, state.step)
-    operands = (state.hyperparams, state.controller_state)
+    decide = partial(_ask, controller, statistics, step)
+    operands = (hyperparams, controller_state)
     if isinstance(controller.decision_interval, float):  # infinite
         return *operands, statistics
     if isinstance(controller.decision_interval, int) and controller.decision_interval == 1:
         return *decide(*operands), statistics._replace(window=jnp.zeros(2, jnp.float32))
-    is_due = controller.is_due(state.step)
+    is_due = controller.is_due(step)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
     return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))
 

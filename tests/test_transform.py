@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import jax
@@ -172,6 +173,28 @@ def test_python_floats_are_gradients_too(options):
     updates, state = tx.update(np.nan, state, 1.0, value=1.0)
     assert updates == 0.0
     assert optax_meta.record(state).num_nonfinite == 1
+
+
+@pytest.mark.parametrize(
+    "make_controller",
+    [
+        optax_meta.plateau,
+        lambda: optax_meta.reinforce(decision_interval=2),
+        lambda: optax_meta.learned(optax_meta.load_policy("any-lr-v1"), total_steps=50),
+    ],
+)
+def test_steps_that_nobody_jits_compile_nothing_new(make_controller, caplog):
+    tx = optax_meta.control_hyperparams(optax.adamw, make_controller())(1e-3)
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    state = tx.init(params)
+    for step in range(6):
+        with contextlib.nullcontext() if step < 3 else jax.log_compiles():
+            updates, state = tx.update(params, state, params, value=1.0)
+            params = optax.apply_updates(params, updates)
+    assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 3.25)(params["b"])
+    assert [r for r in caplog.records if "Compiling" in r.getMessage()]
 
 
 def test_leaves_that_are_no_inexact_numbers_have_no_norm():
