@@ -2,7 +2,8 @@
 
 A policy multiplies a learning rate; a guide says from where it starts, how often the policy is
 asked, how the rate falls when the end of the run is known, and how far one update may move the
-parameters. All of it follows from `Metrics` alone: a guide has no state.
+parameters; after the end nothing changes any more. All of it follows from `Metrics` alone: a guide
+has no state.
 """
 
 import math
@@ -37,7 +38,8 @@ class Guide(NamedTuple):
         target_ratio: norm of the update over norm of the parameters to calibrate to.
         max_ratio: the rate is kept so low that the last update, scaled with it, would have moved
             the parameters by no more than this share of their norm, times √(1000/T) in a run of
-            known length T: what a walk of T random steps covers is then the same for all T.
+            known length T: what a walk of T random steps covers is then the same for all T. Runs
+            of fewer than 100 steps count as that long, and no bound is below `target_ratio`.
         max_growth: gradients are scaled down to this times their mean norm since the last decision,
             so that a loss whose curvature explodes cannot throw a run away between two decisions.
         dense_steps: the policy decides at each of the first steps; at least in calibration.
@@ -46,8 +48,7 @@ class Guide(NamedTuple):
         total_decay: in a run of known length, and if the weight decay is steered, the rate times
             the weight decay of each of the first decisions is this over the number of steps, so
             that the starting decay is forgotten, too; 0 for leaving it alone.
-        anneal: whether a held rate falls linearly to 0 at the end of a run of known length; after
-            the end, whatever the policy says, all stays as it is.
+        anneal: whether a held rate falls linearly to 0 at the end of a run of known length.
         last_raise: share of a run of known length after which the policy may lower the rate, but
             raises it no more.
 
@@ -134,9 +135,7 @@ class Guide(NamedTuple):
     def bound(
         self, metrics: Metrics, hyperparams: Hyperparams, lead: Hyperparams, wanted: Hyperparams
     ) -> Hyperparams:
-        """Return `wanted` with the rate held to `max_ratio` and, late, to that of holding.
-
-        After the end nothing changes any more.
+        """Return `wanted` with the rate held to `max_ratio`; after the end, what there is.
 
         Args:
             metrics: the run since the last decision.
@@ -144,26 +143,24 @@ class Guide(NamedTuple):
             lead: what `lead` made of these.
             wanted: those that the policy asks for.
         """
-        if HYPERPARAM not in hyperparams:
-            return wanted
-        rate = wanted[HYPERPARAM]
-        if self.last_raise < 1.0:
-            is_late = metrics.progress >= self.last_raise
-            rate = jnp.where(is_late, jnp.minimum(rate, lead[HYPERPARAM]), rate)
-        if self.max_ratio < math.inf:
-            rate = jnp.minimum(rate, self._largest(metrics, hyperparams[HYPERPARAM]))
-        wanted = {**wanted, HYPERPARAM: rate}
-        if self.anneal:
-            is_over = metrics.progress >= 1.0
-            wanted = {k: jnp.where(is_over, hyperparams[k], new) for k, new in wanted.items()}
-        return wanted
+        if HYPERPARAM in hyperparams:
+            rate = wanted[HYPERPARAM]
+            if self.last_raise < 1.0:
+                is_late = metrics.progress >= self.last_raise
+                rate = jnp.where(is_late, jnp.minimum(rate, lead[HYPERPARAM]), rate)
+            if self.max_ratio < math.inf:
+                rate = jnp.minimum(rate, self._largest(metrics, hyperparams[HYPERPARAM]))
+            wanted = {**wanted, HYPERPARAM: rate}
+        is_over = metrics.progress >= 1.0
+        return {name: jnp.where(is_over, hyperparams[name], new) for name, new in wanted.items()}
 
     def _largest(self, metrics: Metrics, rate: jax.Array) -> jax.Array:
         """Return the rate at which the last update would have been as large as it may."""
-        stretch = jnp.where(
-            metrics.progress > 0.0, jnp.sqrt(_USUAL_STEPS * _over_steps(metrics)), 1.0
-        )
-        room = self.max_ratio * stretch / jnp.maximum(metrics.update_ratio, 1e-30)
+        shortness = jnp.clip(_USUAL_STEPS * _over_steps(metrics), 0.0, 10.0)
+        stretch = jnp.where(metrics.progress > 0.0, jnp.sqrt(shortness), 1.0)
+        least = self.target_ratio if self.calibration_steps > 0 else 0.0
+        room = jnp.maximum(self.max_ratio * stretch, least)
+        room /= jnp.maximum(metrics.update_ratio, 1e-30)
         room = jnp.where(metrics.num_nonfinite < metrics.num_steps, room, 0.5)
         return rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
 

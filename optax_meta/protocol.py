@@ -225,11 +225,12 @@ def judge(
         float[S] of its losses and test losses; "floor"; and by method float[K][S] for K starting
         rates and S seeds: "losses"; "times", the shares of the steps, in twentieths, after which
         the run first has the oracle's mean loss, inf where it never does; "test_losses", what the
-        task gives as "test_loss" after the last step, None where it holds no data out.
+        task gives as "test_loss" after the last step, None where it holds no data out and inf where
+        it is not a number.
 
     Raises:
         ValueError: fewer than two seeds, two tasks of one name, or a folder with results for other
-            rates or seeds.
+            rates or seeds, or of another version.
 
     Example:
         >>> task = optax_meta.tasks.quadratic(dim=2)
@@ -273,6 +274,11 @@ def judge(
                             f"`{path}` holds results for another `{key}`, {done.get(key)} in place "
                             f"of {value}: choose another folder or remove it"
                         )
+                if done and not done.keys() >= {*FIGURES, "oracle"}:
+                    raise ValueError(
+                        f"`{path}` was written by another version: choose another folder or remove "
+                        "it"
+                    )
                 cell = _cell(runs, fitting, setting, done, progress)
                 if path is not None and cell != done:
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -470,6 +476,15 @@ class _Runs(NamedTuple):
         initial, curve, held_out = (np.asarray(x, float) for x in out)
         return initial, curve, held_out
 
+    def told(self, test_losses: np.ndarray) -> list[Any]:
+        """Return losses on held-out data, None where there are no such data."""
+        if "test_loss" in jax.eval_shape(self._figures):
+            return np.where(np.isnan(test_losses), np.inf, test_losses).tolist()
+        return np.full(test_losses.shape, None).tolist()
+
+    def _figures(self) -> dict[str, jax.Array]:
+        return figures_at(self.task, self.task.init(jax.random.key(0)), 0)
+
     def oracle(self, steps: int, oracle_seeds: int, scored: np.ndarray) -> dict[str, Any]:
         """Choose the best schedule of the sweep and run it on the seeds that are scored."""
         chosen_on = _ORACLE_SEED + np.arange(oracle_seeds)
@@ -489,7 +504,7 @@ class _Runs(NamedTuple):
                 "schedule": SCHEDULES[kind],
                 "rate": SWEEP_RATES[index],
                 "losses": curves[0, :, -1].tolist(),
-                "test_losses": _told(held_out[0]),
+                "test_losses": self.told(held_out[0]),
             },
         }
 
@@ -510,15 +525,8 @@ class _Runs(NamedTuple):
         losses, times, held_out = (
             np.broadcast_to(x, shape) for x in (curves[..., -1], times, held_out)
         )
-        figures = losses.tolist(), times.tolist(), _told(held_out)
+        figures = losses.tolist(), times.tolist(), self.told(held_out)
         return dict(zip(FIGURES, figures, strict=True))
-
-
-def _told(losses: np.ndarray) -> list[Any]:
-    """Return a list with None for what is not a number: nan is not equal to itself."""
-    wide = losses.astype(object)
-    wide[np.isnan(losses)] = None
-    return wide.tolist()
 
 
 def _program(contender: Contender) -> Any:

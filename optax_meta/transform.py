@@ -124,8 +124,10 @@ def control_hyperparams(
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         start, build = _split(inner_factory, controller, args, kwargs)
-        # Where nobody jits, a function of the same identity at every step is compiled only once.
-        ask = jax.jit(partial(_decide, controller), inline=True)
+        ask: Any = partial(_decide, controller)
+        if not _is_static(controller.decision_interval):
+            # Where nobody jits, a branch of the same identity at every step is compiled once.
+            ask = jax.jit(ask, inline=True)
         update: Any = partial(_update, controller, ask, axis_name, build)
         return optax.GradientTransformationExtraArgs(
             partial(_init, controller, start, build), update
@@ -589,13 +591,19 @@ def _decide(
     """Ask the controller where a decision is due; else keep everything."""
     decide = partial(_ask, controller, statistics, step)
     operands = (hyperparams, controller_state)
-    if isinstance(controller.decision_interval, float):  # infinite
-        return *operands, statistics
-    if isinstance(controller.decision_interval, int) and controller.decision_interval == 1:
+    if _is_static(controller.decision_interval):
+        if controller.decision_interval == math.inf:
+            return *operands, statistics
         return *decide(*operands), statistics._replace(window=jnp.zeros(2, jnp.float32))
     is_due = controller.is_due(step)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
     return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))
+
+
+def _is_static(decision_interval: Any) -> bool:
+    """Whether every step is decided upon, or none: there is no branch to take."""
+    is_number = isinstance(decision_interval, (int, float))
+    return is_number and decision_interval in (1, math.inf)
 
 
 def _ask(

@@ -78,9 +78,11 @@ def test_a_held_rate_falls_linearly_to_the_end_and_stays_there():
     np.testing.assert_allclose(rows.hyperparams["learning_rate"][40:], expected[-1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("max_ratio", [math.inf, 1e-2])
-def test_after_the_end_nothing_changes_whatever_the_policy_says(max_ratio):
-    bold = policy(anneal=True, num_decisions=20, max_ratio=max_ratio)
+@pytest.mark.parametrize(
+    "options", [{"anneal": True}, {"anneal": True, "max_ratio": 1e-2}, {"last_raise": 0.99}, {}]
+)
+def test_after_the_end_nothing_changes_whatever_the_policy_says(options):
+    bold = policy(num_decisions=20, **options)
     head = bold.params["params"]["head"]
     raising = {**head, "bias": jnp.array([0.0, 0.0, 9.0])}
     bold = bold._replace(params={"params": {**bold.params["params"], "head": raising}})
@@ -129,10 +131,15 @@ def test_the_share_that_an_update_may_move_grows_as_the_run_gets_shorter(metrics
     guide = Guide(max_ratio=0.03)
     rate = {"learning_rate": jnp.float32(1.0)}
     told = partial(metrics, update_norm=0.5, param_norm=1.0, num_steps=1, step=10)
-    for progress, largest in ((-1.0, 0.06), (0.01, 0.06), (0.04, 0.12), (0.0025, 0.03)):
-        wanted = {"learning_rate": jnp.float32(9.0)}
-        held = guide.bound(told(progress=progress), rate, rate, wanted)["learning_rate"]
-        np.testing.assert_allclose(held, largest, rtol=1e-5)
+    wanted = {"learning_rate": jnp.float32(9.0)}
+    cases = (-1.0, 0.06), (0.01, 0.06), (0.04, 0.12), (0.0025, 0.03), (0.5, 0.06 * math.sqrt(10))
+    with jax.debug_nans(True):
+        for progress, largest in cases:
+            held = guide.bound(told(progress=progress), rate, rate, wanted)["learning_rate"]
+            np.testing.assert_allclose(held, largest, rtol=1e-5)
+    calibrated = guide._replace(calibration_steps=8, target_ratio=1e-2)
+    held = calibrated.bound(told(progress=1e-6), rate, rate, wanted)["learning_rate"]
+    np.testing.assert_allclose(held, 0.02, rtol=1e-5)
 
 
 def test_late_in_a_run_the_rate_is_lowered_but_not_raised():

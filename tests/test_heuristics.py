@@ -10,6 +10,7 @@ from conftest import make_metrics, run_values
 
 import optax_meta
 from optax_meta import control_hyperparams
+from optax_meta.guides import Guide
 
 TORCH = json.loads((Path(__file__).parent / "data" / "torch_plateau.json").read_text())
 
@@ -155,6 +156,18 @@ def test_warmup_plateau_ignores_losses_of_the_warmup():
     controller = optax_meta.warmup_plateau(5, factor=0.5, patience=2)
     got = rates(controller, [0.1] * 5 + [1.0] * 5)
     np.testing.assert_allclose(got, [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_a_stage_may_have_a_traced_horizon():
+    policy = optax_meta.init_policy(jax.random.key(0), guide=Guide(num_decisions=10))
+
+    @jax.jit
+    def decided(total_steps):
+        learned = optax_meta.learned(policy, total_steps=total_steps)
+        joined = optax_meta.join([optax_meta.warmup(3), learned], [3])
+        return jnp.stack([joined.is_due(jnp.int32(t)) for t in range(13)])
+
+    np.testing.assert_array_equal(decided(50), [True] * 3 + [True, *[False] * 4] * 2)
 
 
 def test_join_steers_what_any_stage_steers():

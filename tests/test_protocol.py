@@ -115,6 +115,16 @@ def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0, times=(0.5, 0
     }
 
 
+def test_a_folder_of_another_version_is_refused(tmp_path):
+    judge(tmp_path)
+    for path in tmp_path.glob("*.json"):
+        cell = json.loads(path.read_text())
+        del cell["test_losses"]
+        path.write_text(json.dumps(cell))
+    with pytest.raises(ValueError, match="was written by another version"):
+        judge(tmp_path, hold=HOLD, other=PLAIN)
+
+
 def test_ratios_are_capped_and_the_lost_are_counted():
     losses = [[2.0, float("nan")], [5.0, 1e-9]]
     ratio, diverged = protocol.ratios(cell({"a": losses}), "a")
@@ -226,15 +236,18 @@ def test_losses_on_held_out_data_are_told_where_there_are_any():
         loss = task.evaluate(params)["loss"]
         return {"loss": loss, "test_loss": 3.0 * loss}
 
+    lost = Contender(lambda factory, run: factory(1e30 * run.rate))
+
     held_out, without = protocol.judge(
         [task._replace(evaluate=evaluate), task._replace(name="without")],
-        {"hold": HOLD},
+        {"hold": HOLD, "lost": lost},
         {"sgd": optax.sgd},
         learning_rates=[0.1],
         horizons=[5],
         seeds=2,
         oracle_seeds=1,
     )
+    assert held_out["test_losses"]["lost"] == [[np.inf, np.inf]]
     for losses, test_losses in (
         (held_out["oracle"]["losses"], held_out["oracle"]["test_losses"]),
         (held_out["losses"]["hold"], held_out["test_losses"]["hold"]),

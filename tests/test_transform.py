@@ -180,6 +180,7 @@ def test_python_floats_are_gradients_too(options):
     [
         optax_meta.plateau,
         lambda: optax_meta.reinforce(decision_interval=2),
+        lambda: optax_meta.reinforce(decision_interval=1, train_every=2),
         lambda: optax_meta.learned(optax_meta.load_policy("any-lr-v1"), total_steps=50),
     ],
 )
@@ -195,6 +196,20 @@ def test_steps_that_nobody_jits_compile_nothing_new(make_controller, caplog):
     with jax.log_compiles():
         jax.jit(lambda x: x + 3.25)(params["b"])
     assert [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+def test_what_decides_at_every_step_may_be_plain_python():
+    def halve_where_it_is_high(metrics, state, hyperparams):
+        factor = 0.5 if metrics.value > 1.0 else 1.0
+        return {"learning_rate": factor * hyperparams["learning_rate"]}, state
+
+    controller = optax_meta.Controller(lambda hyperparams: (), halve_where_it_is_high)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1.0)
+    params = jnp.ones(2)
+    state = tx.init(params)
+    for value in (2.0, 0.5, 3.0):
+        _, state = tx.update(params, state, params, value=value)
+    np.testing.assert_allclose(optax_meta.hyperparams(state)["learning_rate"], 0.25)
 
 
 def test_leaves_that_are_no_inexact_numbers_have_no_norm():

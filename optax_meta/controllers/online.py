@@ -1,6 +1,6 @@
 """The RL meta-optimizer: REINFORCE while a model trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ def reinforce(
         decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without;
             `math.inf` as in `control_hyperparams`.
         total_steps: length of the run if known, counted in calls of `update`, for the progress
-            feature and the guide.
+            feature and the guide; after it nothing changes any more, and nothing is learned.
         seed: of the fresh policy and of every sample; an integer, may be traced.
 
     Returns:
@@ -166,7 +166,9 @@ def reinforce(
         first = init_policy(key, **fresh) if policy is None else policy
         return _init(first, train_every, jnp.asarray(seed, jnp.uint32))
 
-    update = partial(_update, template, learner, total_steps)
+    # Where nobody jits, a branch of the same identity at every decision is compiled once.
+    learn = jax.jit(partial(_learn_if_due, template, learner), inline=True)
+    update = partial(_update, template, learner, learn, total_steps)
     return template.as_controller(init, update, interval)
 
 
@@ -233,6 +235,7 @@ def _init(policy: Policy, train_every: int, seed: jax.Array) -> ReinforceState:
 def _update(
     policy: Policy,
     learner: _Learner,
+    learn: Callable[..., ReinforceState],
     total_steps: int | None,
     metrics: Metrics,
     state: ReinforceState,
@@ -241,7 +244,7 @@ def _update(
     metrics = with_progress(metrics, total_steps)
     observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
     state, reward = _collect_reward(learner, metrics, state)
-    state = _learn_if_due(policy, learner, state)
+    state = learn(state, metrics.progress < 1.0)
     decision = _sample(policy, state, observation)._replace(reward=reward)
     hyperparams = policy.apply(decision.action, metrics, hyperparams)
     row = jnp.stack([decision.action.astype(jnp.float32), decision.log_prob, jnp.float32(0.0)])
@@ -282,9 +285,11 @@ def _collect_reward(
     return state._replace(episode=jnp.where(is_first, state.episode, episode)), reward
 
 
-def _learn_if_due(policy: Policy, learner: _Learner, state: ReinforceState) -> ReinforceState:
+def _learn_if_due(
+    policy: Policy, learner: _Learner, state: ReinforceState, goes_on: jax.Array
+) -> ReinforceState:
     num_decisions, length = state.stream[1], state.episode.shape[0]
-    is_due = (num_decisions > 0) & (num_decisions % length == 0)
+    is_due = goes_on & (num_decisions > 0) & (num_decisions % length == 0)
     num_updates = (num_decisions // length).astype(jnp.int32)
     learned = (state.policy_params, state.policy_moments, state.before[-1])
     params, moments, baseline = jax.lax.cond(

@@ -146,7 +146,8 @@ def _common_bounds(controllers: Sequence[Controller], name: str) -> Bounds:
 
 
 def _common_interval(controllers: Sequence[Controller], starts: Sequence[int]) -> Any:
-    if all(c.decision_interval == 1 for c in controllers):
+    intervals = [c.decision_interval for c in controllers]
+    if all(isinstance(interval, int) and interval == 1 for interval in intervals):
         return 1
 
     def is_due(step: jax.Array) -> jax.Array:
