@@ -43,7 +43,9 @@ WITHOUT = {
     "dense first decisions": SPARSE,
     "bounds": UNBOUND,
     "bound on the move": {"max_ratio": math.inf},
-    "linear fall": {"anneal": False},
+    "fall": {"fall": 0.0},
+    "steeper fall": {"fall": 1.0},
+    "wider bound of short runs": {"ratio_power": 0.0},
     "the tighter target, 1e-2 for 1e-3": {"target_ratio": 1e-3},
 }
 

@@ -37,9 +37,10 @@ class Guide(NamedTuple):
             gradients are so large that `target_ratio` would be passed.
         target_ratio: norm of the update over norm of the parameters to calibrate to.
         max_ratio: the rate is kept so low that the last update, scaled with it, would have moved
-            the parameters by no more than this share of their norm, times √(1000/T) in a run of
-            known length T: what a walk of T random steps covers is then the same for all T. Runs
-            of fewer than 100 steps count as that long, and no bound is below `target_ratio`.
+            the parameters by no more than this share of their norm.
+        ratio_power: in a run of known length T the share is `max_ratio` times (1000/T) to this
+            power: shorter runs have fewer updates to get there. Runs of fewer than 100 steps count
+            as that long, and no share is below `target_ratio`.
         max_growth: gradients are scaled down to this times their mean norm since the last decision,
             so that a loss whose curvature explodes cannot throw a run away between two decisions.
         dense_steps: the policy decides at each of the first steps; at least in calibration.
@@ -48,9 +49,8 @@ class Guide(NamedTuple):
         total_decay: in a run of known length, and if the weight decay is steered, the rate times
             the weight decay of each of the first decisions is this over the number of steps, so
             that the starting decay is forgotten, too; 0 for leaving it alone.
-        anneal: whether a held rate falls linearly to 0 at the end of a run of known length.
-        last_raise: share of a run of known length after which the policy may lower the rate, but
-            raises it no more.
+        fall: in a run of known length a held rate falls as (1 - p) to this power, p the share of
+            the run that is over: 1 for linearly, 0 for not at all.
 
     Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
     "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
@@ -61,7 +61,7 @@ class Guide(NamedTuple):
     scale model and dataset size", https://arxiv.org/abs/2405.13698.
 
     Example:
-        >>> guide = optax_meta.guides.Guide(calibration_steps=8, anneal=True)
+        >>> guide = optax_meta.guides.Guide(calibration_steps=8, fall=1.0)
         >>> policy = optax_meta.init_policy(jax.random.key(0))._replace(guide=guide)
     """
 
@@ -69,12 +69,12 @@ class Guide(NamedTuple):
     probe_rate: float = 1e-6
     target_ratio: float = 1e-3
     max_ratio: float = math.inf
+    ratio_power: float = 0.0
     max_growth: float = math.inf
     dense_steps: int = 0
     num_decisions: int = 0
     total_decay: float = 0.0
-    anneal: bool = False
-    last_raise: float = 1.0
+    fall: float = 0.0
 
     @property
     def first_decisions(self) -> int:
@@ -104,7 +104,7 @@ class Guide(NamedTuple):
         if HYPERPARAM not in hyperparams:
             return hyperparams
         rate = hyperparams[HYPERPARAM]
-        lead = rate * self._anneal(metrics).astype(rate.dtype) if self.anneal else rate
+        lead = rate * self._fallen(metrics).astype(rate.dtype) if self.fall > 0.0 else rate
         if self.calibration_steps > 0:
             wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
             jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
@@ -132,44 +132,37 @@ class Guide(NamedTuple):
         is_first = (metrics.step < self.first_decisions) & (metrics.progress > 0.0)
         return {DECAY: jnp.where(is_first, wanted, decay)}
 
-    def bound(
-        self, metrics: Metrics, hyperparams: Hyperparams, lead: Hyperparams, wanted: Hyperparams
-    ) -> Hyperparams:
+    def bound(self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams) -> Hyperparams:
         """Return `wanted` with the rate held to `max_ratio`; after the end, what there is.
 
         Args:
             metrics: the run since the last decision.
             hyperparams: those used since.
-            lead: what `lead` made of these.
             wanted: those that the policy asks for.
         """
-        if HYPERPARAM in hyperparams:
-            rate = wanted[HYPERPARAM]
-            if self.last_raise < 1.0:
-                is_late = metrics.progress >= self.last_raise
-                rate = jnp.where(is_late, jnp.minimum(rate, lead[HYPERPARAM]), rate)
-            if self.max_ratio < math.inf:
-                rate = jnp.minimum(rate, self._largest(metrics, hyperparams[HYPERPARAM]))
-            wanted = {**wanted, HYPERPARAM: rate}
+        if HYPERPARAM in hyperparams and self.max_ratio < math.inf:
+            largest = self._largest(metrics, hyperparams[HYPERPARAM])
+            wanted = {**wanted, HYPERPARAM: jnp.minimum(wanted[HYPERPARAM], largest)}
         is_over = metrics.progress >= 1.0
         return {name: jnp.where(is_over, hyperparams[name], new) for name, new in wanted.items()}
 
     def _largest(self, metrics: Metrics, rate: jax.Array) -> jax.Array:
         """Return the rate at which the last update would have been as large as it may."""
         shortness = jnp.clip(_USUAL_STEPS * _over_steps(metrics), 0.0, 10.0)
-        stretch = jnp.where(metrics.progress > 0.0, jnp.sqrt(shortness), 1.0)
+        stretch = jnp.where(metrics.progress > 0.0, shortness**self.ratio_power, 1.0)
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
         room = jnp.maximum(self.max_ratio * stretch, least)
         room /= jnp.maximum(metrics.update_ratio, 1e-30)
         room = jnp.where(metrics.num_nonfinite < metrics.num_steps, room, 0.5)
         return rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
 
-    def _anneal(self, metrics: Metrics) -> jax.Array:
-        """Return (1 - p)/(1 - p') for the progress p now and p' at the last decision."""
+    def _fallen(self, metrics: Metrics) -> jax.Array:
+        """Return (1 - p)/(1 - p'), to the power, for the progress p now and p' when last asked."""
         step = metrics.step.astype(jnp.float32)
         share = jnp.maximum(step - metrics.num_steps, 0.0) / jnp.maximum(step, 1.0)
         left, left_before = 1.0 - metrics.progress, 1.0 - metrics.progress * share
-        return jnp.where(metrics.progress >= 0.0, left / jnp.maximum(left_before, 1e-6), 1.0)
+        kept = left / jnp.maximum(left_before, 1e-6)
+        return jnp.where(metrics.progress >= 0.0, kept**self.fall, 1.0)
 
 
 def _over_steps(metrics: Metrics) -> jax.Array:

@@ -93,8 +93,9 @@ class Policy(NamedTuple):
             hyperparams: those used since.
         """
         lead = self.guide.lead(metrics, hyperparams)
-        wanted = actions.apply(self.action_space, action, lead)
-        return self.guide.bound(metrics, hyperparams, lead, wanted)
+        return self.guide.bound(
+            metrics, hyperparams, actions.apply(self.action_space, action, lead)
+        )
 
     def as_controller(
         self, init: ControllerInit, update: ControllerUpdate, decision_interval: Any

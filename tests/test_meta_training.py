@@ -148,7 +148,7 @@ def test_a_rollout_is_the_run_that_users_run():
 
 
 def test_a_traced_horizon_gives_the_same_run():
-    policy = fresh_policy(guide=Guide(dense_steps=3, num_decisions=5, anneal=True))
+    policy = fresh_policy(guide=Guide(dense_steps=3, num_decisions=5, fall=1.0))
     task, key = tasks.quadratic(dim=3), jax.random.key(4)
 
     def traced(total, known):
