@@ -282,7 +282,7 @@ def test_an_infinite_interval_leaves_it_to_decide():
 
 def test_after_the_end_nothing_is_learned(feed):
     controller = optax_meta.reinforce(total_steps=10, decision_interval=1, train_every=3, seed=1)
-    tx = optax_meta.control_hyperparams(optax.sgd, controller)(0.1)
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)(0.1)
     values = np.random.default_rng(0).uniform(1.0, 2.0, 40)
     states = [feed(tx, values[:steps])[1] for steps in (5, 10, 40)]
     early, end, late = (state.controller_state.policy_params for state in states)
