@@ -29,6 +29,16 @@ DRIFTING = {"dadapt_adamw", "dog", "dowg", "momo", "momo_adam", "prodigy"}
 OVERFLOWING = {"dadapt_adamw", "lbfgs", "prodigy"}
 # What runs by default where all of them would take long.
 SOON = ("adam", "lion", "adadelta", "lars")
+# Long to compile.
+LATE = {
+    "dadapt_adamw",
+    "galore",
+    "muon",
+    "optimistic_adam",
+    "optimistic_adam_v2",
+    "signum",
+    "sophia",
+}
 PRECISIONS = [
     ("bfloat16", None),
     ("float16", None),
@@ -130,7 +140,10 @@ def test_all_optimizers_are_listed():
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((name, "float32") for name in FACTORIES),
+        *(
+            pytest.param(name, "float32", marks=pytest.mark.heavy if name in LATE else ())
+            for name in FACTORIES
+        ),
         *(
             pytest.param(name, "float64", marks=() if name in SOON else pytest.mark.heavy)
             for name in FACTORIES
