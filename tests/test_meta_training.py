@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -157,7 +158,7 @@ def test_a_traced_horizon_gives_the_same_run():
         )
 
     compiled = jax.jit(traced)
-    for total, known in ((7, False), (40, True)):
+    for total, known in itertools.product((7, 40), (True, False)):
         static = optax_meta.rollout(
             policy, task, key, total_steps=total, horizon_is_known=known, seed=1
         )
