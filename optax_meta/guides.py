@@ -108,10 +108,10 @@ class Guide(NamedTuple):
         if self.calibration_steps > 0:
             wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
             jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
-            # Nothing is learned where no gradient was seen; where no step was finite, nothing but
-            # that the rate may be too high.
-            jump = jnp.where(metrics.grad_norm > 0.0, jump, 1.0)
-            jump = jnp.where(metrics.num_nonfinite < metrics.num_steps, jump, 0.1)
+            # Nothing is learned where no gradient or no move was seen; where no step was finite,
+            # nothing but that the rate may be too high.
+            is_seen = (metrics.grad_norm > 0.0) & (metrics.num_steps > 0.0)
+            jump = jnp.where(metrics.saw_finite, jnp.where(is_seen, jump, 1.0), 0.1)
             jump = jump.astype(rate.dtype)
             steepest = self.target_ratio * metrics.param_norm
             steepest = steepest / jnp.maximum(metrics.grad_norm, 1e-30)
@@ -153,7 +153,8 @@ class Guide(NamedTuple):
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
         room = jnp.maximum(self.max_ratio * stretch, least)
         room /= jnp.maximum(metrics.update_ratio, 1e-30)
-        room = jnp.where(metrics.num_nonfinite < metrics.num_steps, room, 0.5)
+        room = jnp.where(metrics.num_steps > 0.0, room, 1.0)
+        room = jnp.where(metrics.saw_finite, room, 0.5)
         return rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
 
     def _fallen(self, metrics: Metrics) -> jax.Array:

@@ -32,7 +32,8 @@ class Metrics(NamedTuple):
         update_norm: mean L2 norm of the parameters' moves, float32[].
         param_norm: mean L2 norm of the parameters, float32[].
         value_change: mean absolute change of the loss from one step to the next, float32[].
-        num_steps: length of the window in steps, this one included, float32[].
+        num_steps: length of the window in steps, this one included, float32[]; 0 in `decide` where
+            no move was seen since the last decision, so that its rate is not judged yet.
         num_nonfinite: how many of these steps were not finite, float32[].
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
@@ -56,6 +57,11 @@ class Metrics(NamedTuple):
     num_nonfinite: jax.Array
     step: jax.Array
     progress: jax.Array
+
+    @property
+    def saw_finite(self) -> jax.Array:
+        """Whether anything in the window was finite, bool[]."""
+        return self.num_nonfinite < jnp.maximum(self.num_steps, 1.0)
 
     @property
     def update_ratio(self) -> jax.Array:

@@ -199,11 +199,12 @@ def decide(
     told = jnp.stack([_scalar("value", value), _scalar("cost", cost)])
     told = told if cost is not None else told.at[1].set(statistics.means[1])
     is_finite = jnp.all(jnp.isfinite(told))
-    num_steps = jnp.maximum(statistics.window[0], 1.0)
-    num_nonfinite = jnp.minimum(statistics.window[1], num_steps - 1.0)
+    num_steps, num_nonfinite = jnp.where(state.step > 1, statistics.window, 0.0)
+    num_nonfinite = jnp.minimum(num_nonfinite, jnp.maximum(num_steps - 1.0, 0.0))
+    num_nonfinite = jnp.where(is_finite, num_nonfinite, jnp.maximum(num_steps, 1.0))
     statistics = statistics._replace(
         means=jnp.where(is_finite, statistics.means.at[:2].set(told), statistics.means),
-        window=jnp.stack([num_steps, jnp.where(is_finite, num_nonfinite, num_steps)]),
+        window=jnp.stack([num_steps, num_nonfinite]),
     )
     operands = (state.hyperparams, state.controller_state)
     hyperparams, controller_state = _ask(controller, statistics, state.step, *operands)

@@ -260,3 +260,20 @@ def test_calibration_lowers_the_rate_where_no_step_was_finite():
         _, state = tx.update(params, state, params, value=value)
         rates.append(float(optax_meta.hyperparams(state)["learning_rate"]))
     np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(None, 1), (None, 3), (math.inf, 1)])
+def test_a_rate_that_moved_nothing_yet_is_not_judged(interval, steps):
+    guided = policy(calibration_steps=8, max_ratio=0.03, fall=1.0)
+    controller = optax_meta.learned(guided, total_steps=20)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller, decision_interval=interval)(1e-4)
+    params = jnp.ones(4)
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(params, state, params, value=1.0)
+        params = optax.apply_updates(params, updates)
+    before = optax_meta.hyperparams(state)["learning_rate"]
+    for value, factor in ((1.0, 1.0), (2.0, 1.0), (math.nan, 0.1)):
+        told = optax_meta.decide(controller, state, value=value)
+        after = optax_meta.hyperparams(told)["learning_rate"]
+        np.testing.assert_allclose(after, factor * before, rtol=1e-5)

@@ -114,8 +114,7 @@ def _update(
     state: PlateauState,
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, PlateauState]:
-    saw_finite = metrics.num_nonfinite < metrics.num_steps
-    better = saw_finite & is_better(metrics.value, state.best_value)
+    better = metrics.saw_finite & is_better(metrics.value, state.best_value)
     best = jnp.where(better, metrics.value, state.best_value)
     num_bad, cooling = state.num_bad
     num_bad = jnp.where(better | (cooling > 0), 0, num_bad + 1)

@@ -167,7 +167,7 @@ def _update(
     state: tuple[Any, ...],
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, tuple[Any, ...]]:
-    window_start = metrics.step - (metrics.num_steps.astype(jnp.int32) - 1)
+    window_start = metrics.step - jnp.maximum(metrics.num_steps.astype(jnp.int32) - 1, 0)
     new_states = []
     for controller, start, end, own in zip(
         controllers, starts, (*starts[1:], jnp.iinfo(jnp.int32).max), state, strict=True
