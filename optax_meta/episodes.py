@@ -21,6 +21,7 @@ class Trajectory(NamedTuple):
     """The decisions of one run, D at most.
 
     Attributes:
+        step: at which the decision was taken, int32[D].
         observation: what the policy saw, float32[D, features].
         action: what it chose, int32[D].
         log_prob: log π(action|observation), float32[D].
@@ -39,6 +40,7 @@ class Trajectory(NamedTuple):
         (5,)
     """
 
+    step: jax.Array
     observation: jax.Array
     action: jax.Array
     log_prob: jax.Array
@@ -57,7 +59,7 @@ def rollout(
     total_steps: Any,
     optimizer: Callable[..., optax.GradientTransformation] = optax.adamw,
     learning_rate: jax.typing.ArrayLike = 1e-3,
-    seed: jax.typing.ArrayLike | None = None,
+    seed: jax.typing.ArrayLike | Callable[[jax.Array], jax.Array] | None = None,
     horizon_is_known: Any = True,
     max_decisions: int | None = None,
 ) -> Trajectory:
@@ -74,7 +76,8 @@ def rollout(
             compilation serves every length.
         optimizer: the inner factory.
         learning_rate: the starting rate, float32[].
-        seed: of the actions, uint32[]; None for the most probable one.
+        seed: of the actions, uint32[], or a function of the step, as in `optax_meta.learned`; None
+            for the most probable one.
         horizon_is_known: whether the policy is told the length of the run; bool[].
         max_decisions: D; None to count the decisions of `total_steps`.
 
@@ -120,11 +123,11 @@ def rollout(
         due = jnp.where(t + 1 < dense, t + 1, (t // interval + 1) * interval)
         end = jnp.minimum(due, total_steps)
         run = jax.lax.fori_loop(t, end, step, run)
-        rows = jax.tree.map(lambda xs, x: xs.at[position].set(x), rows, _row(run[1]))
+        rows = jax.tree.map(lambda xs, x: xs.at[position].set(x), rows, _row(t, run[1]))
         return position + 1, end, run, rows
 
     start = (params, tx.init(params))
-    shapes = jax.eval_shape(_row, start[1])
+    shapes = jax.eval_shape(_row, jnp.int32(0), start[1])
     rows = jax.tree.map(lambda x: jnp.zeros((max_decisions, *x.shape), x.dtype), shapes)
     count, _, (params, _), rows = jax.lax.while_loop(
         lambda carry: (carry[1] < total_steps) & (carry[0] < max_decisions),
@@ -136,10 +139,11 @@ def rollout(
     return Trajectory(**rows, mask=mask, initial=initial, final=final)
 
 
-def _row(opt_state: Any) -> dict[str, jax.Array]:
+def _row(step: jax.Array, opt_state: Any) -> dict[str, jax.Array]:
     row = record(opt_state)
     assert row.decision is not None  # noqa: S101 - `learned` keeps one
     return {
+        "step": step,
         "observation": row.decision.observation,
         "action": row.decision.action,
         "log_prob": row.decision.log_prob,

@@ -213,9 +213,9 @@ def test_weight_decay_is_learned_from_the_final_loss_alone():
 def test_without_shaping_the_final_loss_alone_counts(is_shaped, expected):
     values = -jnp.array([[[0.0, 1.0, 2.0, 4.0], [0.0, 1.0, 3.0, 3.0]]])
     rows = jnp.ones((1, 2, 3))
-    runs = SimpleNamespace(observation=rows, action=rows, log_prob=rows, mask=rows)
-    setting = SimpleNamespace(discount=0.5)
-    episodes = meta_training._episodes(setting, runs, values, jnp.bool_(is_shaped))
+    runs = SimpleNamespace(step=rows, observation=rows, action=rows, log_prob=rows, mask=rows)
+    setting, branch = SimpleNamespace(discount=0.5), jnp.zeros((1, 2))
+    episodes = meta_training._episodes(setting, runs, branch, values, jnp.bool_(is_shaped))
     advantage = np.array(expected) / (0.5 + 0.02)
     np.testing.assert_allclose(episodes["advantage"][0], [advantage, -advantage], rtol=1e-5)
 
@@ -320,9 +320,32 @@ def test_several_epochs_clip_the_ratio():
     assert all(np.isfinite(value) for row in rows for value in row.values())
 
 
+def test_runs_that_branch_learn_from_what_comes_after_alone():
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 6))
+    arguments = jnp.int32(30), jnp.bool_(False), jnp.bool_(False)
+
+    def learn(share):
+        trainer = tiny(groups=6, rollouts=4, branched=share)
+        _, compiled = trainer.update.args
+        batch = compiled.runs["quadratic"](trainer.init(0).policy_params, keys, *arguments)
+        names = ("action", "mask", "advantage")
+        return [np.asarray(batch["learn"][name])[..., :3] for name in names]  # every tenth step
+
+    assert np.all(learn(0.0)[1] == 1.0)
+    action, mask, advantage = learn(1.0)
+    assert np.all(mask == mask[:, :1])
+    assert 0 < mask.mean() < 1
+    assert np.all(advantage[mask == 0.0] == 0.0)
+    is_shared = mask[:, 0] == 0.0
+    varies = np.any(action != action[:, :1], axis=1)
+    assert not np.any(varies[is_shared])
+    assert np.mean(varies[~is_shared]) > 0.5
+
+
 def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
     values = meta_training._log_values(
         optax_meta.Trajectory(
+            step=jnp.zeros((1, 2, 3), jnp.int32),
             observation=jnp.zeros((1, 2, 3, 23)),
             action=jnp.zeros((1, 2, 3), jnp.int32),
             log_prob=jnp.zeros((1, 2, 3)),
@@ -343,6 +366,7 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
     [
         ({"rollouts": 1}, "`rollouts` must be a whole number ≥ 2"),
         ({"horizons": (10, 5)}, "`horizons` must rise"),
+        ({"branched": 1.5}, "`branched` must be a share"),
         ({"learning_rates": (0.0, 1.0)}, "`learning_rates` must rise"),
         ({"optimizers": ("adamax",)}, "`optimizers` must be out of"),
         ({"learner": "dqn"}, "`learner` must be"),

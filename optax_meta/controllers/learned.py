@@ -1,5 +1,6 @@
 """A frozen policy."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ def learned(
     *,
     total_steps: Any = None,
     decision_interval: float | None = None,
-    seed: jax.typing.ArrayLike | None = None,
+    seed: jax.typing.ArrayLike | Callable[[jax.Array], jax.Array] | None = None,
 ) -> Controller:
     """Follow a frozen policy.
 
@@ -41,7 +42,8 @@ def learned(
         decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without;
             `math.inf` as in `control_hyperparams`.
         seed: None for the most probable action at every decision, nothing random; an integer, may
-            be traced, to sample the actions: what meta-training learns from.
+            be traced, to sample the actions: what meta-training learns from; a function
+            (step, int32[]) → seed, uint32[], for runs that are the same up to some step.
 
     Returns:
         A `Controller`.
@@ -72,7 +74,7 @@ def learned(
 def _update(
     policy: Policy,
     total_steps: Any,
-    seed: jax.typing.ArrayLike | None,
+    seed: Any,
     metrics: Metrics,
     state: LearnedState,
     hyperparams: Hyperparams,
@@ -83,7 +85,8 @@ def _update(
     if seed is None:
         action = jnp.argmax(log_probs)
     else:
-        action = draw(jnp.stack([jnp.uint32(seed), metrics.step.astype(jnp.uint32)]), log_probs)
+        now = seed(metrics.step) if callable(seed) else seed
+        action = draw(jnp.stack([jnp.uint32(now), metrics.step.astype(jnp.uint32)]), log_probs)
     decision = Decision.choose(action, log_probs, observation)
     hyperparams = policy.apply(action, metrics, hyperparams)
     return hyperparams, LearnedState(encoder_state, DecisionState.pack(decision))
