@@ -52,8 +52,9 @@ class Controller(NamedTuple):
         action_labels: names of the actions of a policy, for tables; empty without one.
         features: names of what the policy sees; likewise.
         needs_value: whether `update` must be given the loss.
-        needs_alignment: whether to measure the cosine of gradient and last move, from a strided
-            sample of the parameters; `update` must then be given these.
+        needs_alignment: whether to measure the cosines of the gradient with the last move and with
+            the gradient before, and norms, from strided samples; `update` must then be given the
+            parameters.
         guards_nonfinite: whether the optimizer sees zeros for the gradients of a step whose loss or
             gradient norm is not finite. The guard may change the last bit of a healthy step, since
             compilers contract other products into fused multiply-adds.

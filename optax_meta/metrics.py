@@ -28,7 +28,10 @@ class Metrics(NamedTuple):
         grad_norm: mean global L2 norm of the gradients, float32[].
         alignment: mean cosine of the negative gradient and the parameters' last move, float32[] in
             [-1, 1]; positive while that move still points downhill. 0 unless the controller asks;
-            likewise the next two, which are estimated from the same sample.
+            likewise the next three, which are estimated from samples, too.
+        coherence: mean cosine of the gradient and the one before, float32[] in [-1, 1]. Where
+            batches are independent, the share of the gradients' squared norm that is no noise:
+            1/(1 + r) for the gradient-noise ratio r.
         update_norm: mean L2 norm of the parameters' moves, float32[].
         param_norm: mean L2 norm of the parameters, float32[].
         value_change: mean absolute change of the loss from one step to the next, float32[].
@@ -37,6 +40,9 @@ class Metrics(NamedTuple):
         num_nonfinite: how many of these steps were not finite, float32[].
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
+
+    Source: S. McCandlish et al., "An Empirical Model of Large-Batch Training",
+    https://arxiv.org/abs/1812.06162, for the gradient-noise ratio.
 
     Example:
         >>> def halve_where_it_rises(metrics, last_value, hyperparams):
@@ -50,6 +56,7 @@ class Metrics(NamedTuple):
     cost: jax.Array
     grad_norm: jax.Array
     alignment: jax.Array
+    coherence: jax.Array
     update_norm: jax.Array
     param_norm: jax.Array
     value_change: jax.Array
@@ -70,7 +77,7 @@ class Metrics(NamedTuple):
         return self.update_norm / jnp.where(floor > 0.0, floor, 1.0)
 
 
-NUM_MEASURED = 7
+NUM_MEASURED = 8
 """What is measured at a step: the first entries of `Metrics`, up to `value_change`."""
 
 
@@ -78,10 +85,10 @@ class Statistics(NamedTuple):
     """All that is remembered between steps; stored as one packed vector.
 
     Attributes:
-        means: what is measured, averaged over the finite steps of the window, float32[7].
+        means: what is measured, averaged over the finite steps of the window, float32[8].
         window: its length in steps, 0 right after a decision, and how many of these were not
             finite; float32[2].
-        last: the same at the latest finite step, float32[7].
+        last: the same at the latest finite step, float32[8].
         total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
         least_param_norm: what `param_norm` is at least: 0, but for parameters that all start at
             zero, whose norm tells nothing about their scale; float32[1].
@@ -100,12 +107,12 @@ class Statistics(NamedTuple):
         return empty._replace(least_param_norm=jnp.asarray(least_param_norm, jnp.float32)[None])
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[18]."""
+        """Return the statistics as float32[20]."""
         return jnp.concatenate(self)
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 18]; leading axes are batches."""
+        """Read float32[…, 20]; leading axes are batches."""
         return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 2, NUM_MEASURED, 1]), axis=-1))
 
 
@@ -197,7 +204,7 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
 
     Args:
         statistics: what is remembered.
-        measured: what was measured at this step, float32[7]; may hold inf and nan.
+        measured: what was measured at this step, float32[8]; may hold inf and nan.
 
     Returns:
         The new statistics.

@@ -30,10 +30,10 @@ class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `metrics.Statistics`, packed, float32[18].
+        statistics: `metrics.Statistics`, packed, float32[20].
         controller_state: what the controller carries.
-        last_params: strided sample of the parameters one step ago, float32[k], for a controller
-            that asks for alignment; else an empty tuple.
+        last_samples: strided samples of the parameters and the gradients one step ago,
+            float32[2, k], for a controller that asks for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
 
@@ -46,7 +46,7 @@ class ControlState(NamedTuple):
 
     statistics: jax.Array
     controller_state: Any
-    last_params: Any
+    last_samples: Any
     inner_state: Any
 
     @property
@@ -407,15 +407,16 @@ def _init(
     is_double = any(jnp.finfo(d).bits == 64 for d in dtypes if jnp.issubdtype(d, jnp.inexact))
     dtype = jnp.float64 if is_double else jnp.float32
     fresh = {name: jnp.array(value, dtype, copy=True) for name, value in start.items()}
-    last_params: Any = ()
+    last_samples: Any = ()
     statistics = Statistics.empty()
     if controller.needs_alignment:
-        last_params = jnp.array(metrics_lib.sample(params), copy=True)
-        statistics = Statistics.empty(metrics_lib.least_norm(params, last_params))
+        sampled = metrics_lib.sample(params)
+        last_samples = jnp.stack([sampled, jnp.zeros_like(sampled)])
+        statistics = Statistics.empty(metrics_lib.least_norm(params, sampled))
     return ControlState(
         statistics=statistics.pack(),
         controller_state=controller.init(fresh),
-        last_params=last_params,
+        last_samples=last_samples,
         inner_state=_inject(build, fresh).init(params),
     )
 
@@ -455,7 +456,7 @@ def _is_own(controller: Controller, state: ControlState) -> bool:
     if set(state.hyperparams) != set(controller.hyperparams):
         return False
     fresh = jax.tree.structure(controller.init(dict(state.hyperparams)))
-    has_sample = bool(jax.tree.leaves(state.last_params))
+    has_sample = bool(jax.tree.leaves(state.last_samples))
     return (
         fresh == jax.tree.structure(state.controller_state)
         and has_sample == controller.needs_alignment
@@ -473,7 +474,7 @@ def _step(
     extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, ControlState]:
     known = Statistics.unpack(state.statistics)
-    measured, last_params = _measure(
+    measured, last_samples = _measure(
         controller, axis_name, known, updates, state, params, extra_args
     )
     if controller.guards_nonfinite and controller.max_growth < math.inf:
@@ -490,7 +491,7 @@ def _step(
         params,
         **extra_args,
     )
-    return updates, ControlState(statistics.pack(), controller_state, last_params, inner_state)
+    return updates, ControlState(statistics.pack(), controller_state, last_samples, inner_state)
 
 
 def _hold_growth(
@@ -529,7 +530,7 @@ def _measure(
     params: optax.Params | None,
     extra_args: Mapping[str, Any],
 ) -> tuple[jax.Array, Any]:
-    """Return what `metrics.Statistics` averages, float32[7], and the parameters' sample."""
+    """Return what `metrics.Statistics` averages, float32[8], and the new samples."""
     if controller.needs_value and extra_args.get("value") is None:
         got = ", ".join(f"`{name}`" for name in extra_args if name != "value")
         raise ValueError(
@@ -543,38 +544,43 @@ def _measure(
             "the controller needs the parameters: call `tx.update(grads, state, params)`"
         )
     grad_norm = metrics_lib.global_norm(updates)
-    move, last_params = jnp.zeros(3, jnp.float32), ()
+    move, last_samples = jnp.zeros(4, jnp.float32), ()
     if controller.needs_alignment:
         trees = metrics_lib.inexact(updates), metrics_lib.inexact(params)
-        move, last_params = _align(*trees, state.last_params, jnp.isfinite(grad_norm))
-        move = move.at[2].max(known.least_param_norm[0])
+        move, last_samples = _align(*trees, state.last_samples, jnp.isfinite(grad_norm))
+        move = move.at[3].max(known.least_param_norm[0])
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
     # No gradient flows through what is measured: that of a norm at zero is nan.
     change = jnp.where(state.step > 0, _distance(value, known.last[0]), 0.0)
     parts = [jnp.stack([value, cost, grad_norm]), move, change[None]]
     measured = jax.lax.stop_gradient(jnp.concatenate(parts))
-    measured = measured if axis_name is None else jax.lax.pmean(measured, axis_name)
-    return measured, last_params
+    if axis_name is not None:
+        measured, last_samples = jax.lax.pmean((measured, last_samples), axis_name)
+    return measured, last_samples
 
 
 @partial(jax.jit, inline=True)
 def _align(
-    updates: list[jax.Array], params: list[jax.Array], last_params: jax.Array, is_finite: jax.Array
+    updates: list[jax.Array], params: list[jax.Array], last_samples: jax.Array, is_finite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return alignment, update norm and parameter norm, float32[3], and the parameters' new sample.
+    """Return alignment, coherence and the norms of move and parameters, float32[4], and new samples.
 
     Under `lax.cond`, which XLA cannot reorder: else it copies all donated parameters, since the
     sample could be read after they were overwritten.
     """
 
     def measure() -> tuple[jax.Array, jax.Array]:
-        sampled = metrics_lib.sample(params)
-        move = sampled - last_params
-        cosine = -metrics_lib.cosine(metrics_lib.sample(updates), move)
-        norms = jnp.stack([metrics_lib.norm(move), metrics_lib.norm(sampled)])
-        return jnp.append(cosine, jnp.minimum(norms, jnp.finfo(jnp.float32).max)), sampled
+        position, slope = samples = jnp.stack(
+            [metrics_lib.sample(params), metrics_lib.sample(updates)]
+        )
+        last_position, last_slope = last_samples
+        move = position - last_position
+        cosines = [metrics_lib.cosine(slope, x) for x in (-move, last_slope)]
+        norms = jnp.stack([metrics_lib.norm(move), metrics_lib.norm(position)])
+        norms = jnp.minimum(norms, jnp.finfo(jnp.float32).max)
+        return jnp.concatenate([jnp.stack(cosines), norms]), samples
 
-    return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(3, jnp.float32), last_params))
+    return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(4, jnp.float32), last_samples))
 
 
 def _distance(x: jax.Array, y: jax.Array) -> jax.Array:

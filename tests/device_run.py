@@ -178,7 +178,7 @@ def is_replicated(state):
     Under automatic sharding XLA may leave it as it comes from parameters that are split themselves.
     """
     kept = state.inner_state._replace(inner_state=())
-    leaves = jax.tree.leaves(state._replace(inner_state=kept, last_params=()))
+    leaves = jax.tree.leaves(state._replace(inner_state=kept, last_samples=()))
     return all(leaf.sharding.is_fully_replicated for leaf in leaves)
 
 

@@ -65,8 +65,10 @@ def test_families_are_sound_and_judged_without_noise(name):
     family = {**families.FAMILIES, **families.OVERFITTED}[name]()
 
     def check(key):
-        task = family.build(family.sample(key))
-        params = task.init(key)
+        drawn = family.sample(key)
+        task = family.build(drawn)
+        unit = 0.1 / drawn["scales"].params  # some start at zero, others are of this size
+        params = jax.tree.map(lambda x: x + unit * jax.random.normal(key, x.shape), task.init(key))
         grads = jax.grad(task.loss)(params, task.sample(key))
         points = jax.tree.map(lambda x: jnp.stack([x, 0.2 * x]), params)
         batches = jax.vmap(task.sample)(jax.random.split(key, 128))
@@ -308,7 +310,7 @@ def test_it_learns_to_raise_a_rate_that_is_too_low(learner, updates):
     state, _ = run(trainer, updates)
     rates = []
     for policy in (trainer.policy(trainer.init(0)), trainer.policy(state)):
-        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(23)))
+        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(25)))
         rates.append(probs[2] - probs[0])
     assert rates[0] == pytest.approx(0.0, abs=1e-6)
     assert rates[1] > 0.1
@@ -346,7 +348,7 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
     values = meta_training._log_values(
         optax_meta.Trajectory(
             step=jnp.zeros((1, 2, 3), jnp.int32),
-            observation=jnp.zeros((1, 2, 3, 23)),
+            observation=jnp.zeros((1, 2, 3, 25)),
             action=jnp.zeros((1, 2, 3), jnp.int32),
             log_prob=jnp.zeros((1, 2, 3)),
             value=jnp.array([[[2.0, 1.5, 0.0], [2.0, 900.0, 0.0]]]),

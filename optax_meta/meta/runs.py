@@ -58,7 +58,12 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         hold_probability=0.7,
     )
     families = [make() for make in FAMILIES.values()]
-    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
+    defaults = {
+        "epochs": 4,
+        "policy_learning_rate": 1e-3,
+        "shaped_updates": 150,
+        "branched": 0.5,
+    }
     trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
     used = policy.guide._replace(max_ratio=0.03, ratio_power=0.25, fall=1.5)
     return trainer._replace(policy=lambda state: trainer.policy(state)._replace(guide=used))
