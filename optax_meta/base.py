@@ -47,7 +47,8 @@ class Controller(NamedTuple):
         decision_interval: steps between decisions; the first is taken at step 0. A whole number,
             int32[] where a horizon is traced, or a function of the step, int32[], that returns
             whether one is due, bool[].
-        dense_steps: decides at each of the first steps, whatever the interval.
+        dense_steps: decides at each of the first steps, whatever the interval, unless that is
+            `math.inf`.
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
         features: names of what the policy sees; likewise.
@@ -91,9 +92,9 @@ class Controller(NamedTuple):
         interval: Any = self.decision_interval
         if callable(interval):
             return jnp.asarray(interval(step))
-        is_never = isinstance(interval, float) and interval == math.inf
-        is_turn = jnp.bool_(False) if is_never else step % interval == 0
-        return is_turn | (step < self.dense_steps)
+        if isinstance(interval, float) and interval == math.inf:
+            return jnp.bool_(False)
+        return (step % interval == 0) | (step < self.dense_steps)
 
 
 class EncoderInit(Protocol):
@@ -158,6 +159,8 @@ def check_whole(name: str, number: Any, least: int = 1) -> Any:
     """
     if not _is_whole(number, least):
         raise ValueError(f"`{name}` must be a whole number ≥ {least}, got {number!r}")
+    if isinstance(number, jax.Array) and jnp.issubdtype(number.dtype, jnp.unsignedinteger):
+        return number.astype(jnp.int32)  # it is subtracted from
     return int(number) if isinstance(number, np.integer) else number
 
 

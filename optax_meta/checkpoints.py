@@ -61,8 +61,8 @@ def save_policy(
             JSON values.
 
     Raises:
-        ValueError: the network is of another class, a parameter is not finite or beyond ±10000, or
-            the path cannot be written.
+        ValueError: the network is of another class, a parameter is not finite or beyond ±10000, the
+            policy is one that `load_policy` would refuse, or the path cannot be written.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -88,9 +88,13 @@ def save_policy(
             whole = Path(folder) / "policy"
             card = {**_card(policy, policy.network, params), "notes": dict(notes or {})}
             _write(whole, card, params)
+            load_policy(whole, encoder=policy.encoder)
             whole.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write the policy to `{path}`: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        why = str(error).removeprefix(f"cannot read the policy file `{whole}`: ")
+        raise ValueError(f"such a policy cannot be saved: {why}; nothing was written") from error
 
 
 def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None) -> Policy:
@@ -251,8 +255,15 @@ def _write(path: Path, card: dict[str, Any], params: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, params, allow_pickle=False)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("card.json", json.dumps(card, indent=1))
+        archive.writestr("card.json", json.dumps(card, indent=1, default=_plain))
         archive.writestr("params.npy", buffer.getvalue())
+
+
+def _plain(x: Any) -> Any:
+    """Return the Python number of a NumPy or JAX scalar."""
+    if np.shape(x) != () or not hasattr(x, "item"):
+        raise TypeError(f"its card cannot hold {x!r}")
+    return x.item()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:

@@ -79,7 +79,8 @@ def rollout(
         seed: of the actions, uint32[], or a function of the step, as in `optax_meta.learned`; None
             for the most probable one.
         horizon_is_known: whether the policy is told the length of the run; bool[].
-        max_decisions: D; None to count the decisions of `total_steps`.
+        max_decisions: D; None to count the decisions of `total_steps`. Of a run with more of them
+            these are the first.
 
     Returns:
         A `Trajectory`.
@@ -123,14 +124,16 @@ def rollout(
         due = jnp.where(t + 1 < dense, t + 1, (t // interval + 1) * interval)
         end = jnp.minimum(due, total_steps)
         run = jax.lax.fori_loop(t, end, step, run)
-        rows = jax.tree.map(lambda xs, x: xs.at[position].set(x), rows, _row(t, run[1]))
+        rows = jax.tree.map(
+            lambda xs, x: xs.at[position].set(x, mode="drop"), rows, _row(t, run[1])
+        )
         return position + 1, end, run, rows
 
     start = (params, tx.init(params))
     shapes = jax.eval_shape(_row, jnp.int32(0), start[1])
     rows = jax.tree.map(lambda x: jnp.zeros((max_decisions, *x.shape), x.dtype), shapes)
     count, _, (params, _), rows = jax.lax.while_loop(
-        lambda carry: (carry[1] < total_steps) & (carry[0] < max_decisions),
+        lambda carry: carry[1] < total_steps,
         decide,
         (jnp.int32(0), jnp.int32(0), start, rows),
     )

@@ -483,9 +483,7 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "heavy": partial(
         networks, sizes=(10, 24, 4), batch_size=16, classify=False, heavy_tailed=True, name="heavy"
     ),
-    "softmax": partial(
-        networks, sizes=(16, 6), batch_size=16, well_specified=True, name="softmax"
-    ),
+    "softmax": partial(networks, sizes=(16, 6), batch_size=16, well_specified=True, name="softmax"),
     "least-squares": partial(
         networks,
         sizes=(32, 2),

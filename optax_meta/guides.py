@@ -47,8 +47,9 @@ class Guide(NamedTuple):
         num_decisions: further decisions in a run of known length, evenly spaced; 0 for one every
             ten steps, as where the length is not known.
         total_decay: in a run of known length, and if the weight decay is steered, the rate times
-            the weight decay of each of the first decisions is this over the number of steps, so
-            that the starting decay is forgotten, too; 0 for leaving it alone.
+            the weight decay of each of the first decisions but that of step 0 is this over the
+            number of steps, so that the starting decay is forgotten, too; before, it takes no more
+            than `target_ratio` off the parameters. 0 for leaving it alone.
         fall: in a run of known length a held rate falls as (1 - p) to this power, p the share of
             the run that is over: 1 for linearly, 0 for not at all.
 
@@ -110,7 +111,7 @@ class Guide(NamedTuple):
             jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
             # Nothing is learned where no gradient or no move was seen; where no step was finite,
             # nothing but that the rate may be too high.
-            is_seen = (metrics.grad_norm > 0.0) & (metrics.num_steps > 0.0)
+            is_seen = (metrics.grad_norm > 0.0) & (metrics.num_moves > 0.0)
             jump = jnp.where(metrics.saw_finite, jnp.where(is_seen, jump, 1.0), 0.1)
             jump = jump.astype(rate.dtype)
             steepest = self.target_ratio * metrics.param_norm
@@ -130,6 +131,10 @@ class Guide(NamedTuple):
         per_step = self.total_decay * _over_steps(metrics)
         wanted = (per_step / jnp.maximum(rate, 1e-30)).astype(decay.dtype)
         is_first = (metrics.step < self.first_decisions) & (metrics.progress > 0.0)
+        # The length of the run, if there is one, shows at the next step.
+        is_near = (metrics.step == 0) & (metrics.progress >= 0.0)
+        harmless = jnp.minimum(decay, self.target_ratio / jnp.maximum(rate, 1e-30))
+        decay = jnp.where(is_near, harmless.astype(decay.dtype), decay)
         return {DECAY: jnp.where(is_first, wanted, decay)}
 
     def bound(self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams) -> Hyperparams:
@@ -153,7 +158,7 @@ class Guide(NamedTuple):
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
         room = jnp.maximum(self.max_ratio * stretch, least)
         room /= jnp.maximum(metrics.update_ratio, 1e-30)
-        room = jnp.where(metrics.num_steps > 0.0, room, 1.0)
+        room = jnp.where(metrics.num_moves > 0.0, room, 1.0)
         room = jnp.where(metrics.saw_finite, room, 0.5)
         return rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
 

@@ -35,9 +35,12 @@ class Metrics(NamedTuple):
         update_norm: mean L2 norm of the parameters' moves, float32[].
         param_norm: mean L2 norm of the parameters, float32[].
         value_change: mean absolute change of the loss from one step to the next, float32[].
-        num_steps: length of the window in steps, this one included, float32[]; 0 in `decide` where
-            no move was seen since the last decision, so that its rate is not judged yet.
+        num_steps: length of the window in steps, this one included, float32[]; 0 where `decide` is
+            called right after another decision.
         num_nonfinite: how many of these steps were not finite, float32[].
+        num_moves: how many finite steps saw a move made under these hyperparameters, float32[]:
+            those that alignment, coherence and update norm average. Where it is not above 0, as at
+            step 0 and soon after `decide`, these three repeat, and nothing is known yet.
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
 
@@ -62,6 +65,7 @@ class Metrics(NamedTuple):
     value_change: jax.Array
     num_steps: jax.Array
     num_nonfinite: jax.Array
+    num_moves: jax.Array
     step: jax.Array
     progress: jax.Array
 
@@ -79,6 +83,7 @@ class Metrics(NamedTuple):
 
 NUM_MEASURED = 8
 """What is measured at a step: the first entries of `Metrics`, up to `value_change`."""
+_OF_MOVES = np.isin(Metrics._fields[:NUM_MEASURED], ("alignment", "coherence", "update_norm"))
 
 
 class Statistics(NamedTuple):
@@ -86,8 +91,9 @@ class Statistics(NamedTuple):
 
     Attributes:
         means: what is measured, averaged over the finite steps of the window, float32[8].
-        window: its length in steps, 0 right after a decision, and how many of these were not
-            finite; float32[2].
+        window: its length in steps, 0 right after a decision, how many of these were not finite,
+            and how many saw a move; float32[3]. The last one starts at 0 after a decision within an
+            update and at -1 else: the next move seen was not made under its hyperparameters.
         last: the same at the latest finite step, float32[8].
         total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
         least_param_norm: what `param_norm` is at least: 0, but for parameters that all start at
@@ -103,17 +109,27 @@ class Statistics(NamedTuple):
     @classmethod
     def empty(cls, least_param_norm: jax.typing.ArrayLike = 0.0) -> "Statistics":
         """Return what is known before the first step."""
-        empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 4, jnp.float32))
-        return empty._replace(least_param_norm=jnp.asarray(least_param_norm, jnp.float32)[None])
+        empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 5, jnp.float32))
+        least = jnp.asarray(least_param_norm, jnp.float32)[None]
+        return empty._replace(window=fresh_window(moved=False), least_param_norm=least)
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[20]."""
+        """Return the statistics as float32[21]."""
         return jnp.concatenate(self)
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 20]; leading axes are batches."""
-        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 2, NUM_MEASURED, 1]), axis=-1))
+        """Read float32[…, 21]; leading axes are batches."""
+        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 3, NUM_MEASURED, 1]), axis=-1))
+
+
+def fresh_window(*, moved: bool) -> jax.Array:
+    """Return an empty window, float32[3].
+
+    Args:
+        moved: whether the next step will see a move made under the present hyperparameters.
+    """
+    return jnp.array([0.0, 0.0, 0.0 if moved else -1.0], jnp.float32)
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -134,16 +150,18 @@ def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
     and dot products of samples estimate those of the whole; a tree that is taken whole is as it is.
 
     Args:
-        tree: arrays of any shape and inexact dtype; complex leaves give their real part.
+        tree: arrays of any shape and inexact dtype; complex leaves give real and imaginary parts.
         size: how many coordinates to aim for; a tree with fewer is taken whole.
 
     Returns:
-        float32[k]; k depends on the shapes alone. At least one element: 0 for an empty tree.
+        float32[k]; k depends on the shapes alone. At least one element: 0 for an empty tree. What
+        is not finite, such as a mask of -inf among the parameters, counts as 0.
     """
     leaves = inexact(tree)
     stride = -(-sum(leaf.size for leaf in leaves) // size) or 1
     parts = [_thin(stride, leaf) for leaf in leaves if leaf.size]
-    return jnp.concatenate(parts) if parts else jnp.zeros(1, jnp.float32)
+    sampled = jnp.concatenate(parts) if parts else jnp.zeros(1, jnp.float32)
+    return jnp.where(jnp.isfinite(sampled), sampled, 0.0)
 
 
 def least_norm(tree: Any, sampled: jax.Array) -> jax.Array:
@@ -210,15 +228,18 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
         The new statistics.
     """
     is_finite = jnp.all(jnp.isfinite(measured))
-    num_steps, num_nonfinite = statistics.window
-    count = num_steps - num_nonfinite + 1.0
-    means = statistics.means * ((count - 1.0) / count) + measured / count
-    counted = jnp.stack([jnp.float32(1.0), jnp.where(is_finite, jnp.float32(0.0), 1.0)])
+    num_steps, num_nonfinite, num_moves = statistics.window
+    counts = jnp.where(_OF_MOVES, num_moves, num_steps - num_nonfinite) + 1.0
+    is_new = is_finite & (counts > 0.0)
+    counts = jnp.maximum(counts, 1.0)
+    means = statistics.means * ((counts - 1.0) / counts) + measured / counts
+    finite = is_finite.astype(jnp.float32)
+    counted = jnp.stack([jnp.float32(1.0), 1.0 - finite, finite])
     return statistics._replace(
-        means=jnp.where(is_finite, means, statistics.means),
+        means=jnp.where(is_new, means, statistics.means),
         window=statistics.window + counted,
         last=jnp.where(is_finite, measured, statistics.last),
-        total_nonfinite=statistics.total_nonfinite + counted[1:],
+        total_nonfinite=statistics.total_nonfinite + counted[1:2],
     )
 
 
@@ -237,7 +258,9 @@ def _thin(stride: int, leaf: jax.Array) -> jax.Array:
     else:
         picked = leaf[tuple(slice(None, None, s) for s in strides)]
     scale = math.sqrt(leaf.size / picked.size)
-    return jnp.real(picked.ravel()).astype(jnp.float32) * scale
+    flat = picked.ravel()
+    flat = jnp.concatenate([flat.real, flat.imag]) if jnp.iscomplexobj(flat) else flat
+    return flat.astype(jnp.float32) * scale
 
 
 def _strides(shape: tuple[int, ...], total: int) -> list[int]:

@@ -88,7 +88,7 @@ def progress(metrics: Metrics) -> jax.Array:
     Returns:
         float32[], in [-1, 1].
 
-    >>> zeros = optax_meta.Metrics(*jnp.zeros(12))
+    >>> zeros = optax_meta.Metrics(*jnp.zeros(13))
     >>> print(progress(zeros._replace(step=jnp.array(1000), progress=jnp.array(-1.0))))
     0.0
     """
@@ -330,6 +330,13 @@ def _scale_free_update(
     state: ScaleFreeState,
     hyperparams: Hyperparams,
 ) -> tuple[jax.Array, ScaleFreeState]:
+    needed = ("learning_rate", "weight_decay") if weight_decay else ("learning_rate",)
+    missing = [name for name in needed if name not in hyperparams]
+    if missing:
+        raise ValueError(
+            f"the scale-free encoder watches `{missing[0]}`, which is not steered: add it to the "
+            "action space, or use `observations.classic()`"
+        )
     old = _Memory(*state.memory)
     value, grad_norm = _finite(metrics.value), _finite(metrics.grad_norm)
     param_norm = _finite(metrics.param_norm)

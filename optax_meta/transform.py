@@ -30,7 +30,7 @@ class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `metrics.Statistics`, packed, float32[20].
+        statistics: `metrics.Statistics`, packed, float32[21].
         controller_state: what the controller carries.
         last_samples: strided samples of the parameters and the gradients one step ago,
             float32[2, k], for a controller that asks for alignment; else an empty tuple.
@@ -196,19 +196,21 @@ def decide(
     if not _is_own(controller, state):
         raise ValueError(_FOREIGN)
     statistics = Statistics.unpack(state.statistics)
+    if value is None:
+        raise ValueError("`decide` needs a loss to judge, got None: pass `value=validation_loss`")
     told = jnp.stack([_scalar("value", value), _scalar("cost", cost)])
     told = told if cost is not None else told.at[1].set(statistics.means[1])
     is_finite = jnp.all(jnp.isfinite(told))
-    num_steps, num_nonfinite = jnp.where(state.step > 1, statistics.window, 0.0)
+    num_steps, num_nonfinite, num_moves = statistics.window
     num_nonfinite = jnp.minimum(num_nonfinite, jnp.maximum(num_steps - 1.0, 0.0))
     num_nonfinite = jnp.where(is_finite, num_nonfinite, jnp.maximum(num_steps, 1.0))
     statistics = statistics._replace(
         means=jnp.where(is_finite, statistics.means.at[:2].set(told), statistics.means),
-        window=jnp.stack([num_steps, num_nonfinite]),
+        window=jnp.stack([num_steps, num_nonfinite, num_moves]),
     )
     operands = (state.hyperparams, state.controller_state)
     hyperparams, controller_state = _ask(controller, statistics, state.step, *operands)
-    statistics = statistics._replace(window=jnp.zeros(2, jnp.float32))
+    statistics = statistics._replace(window=metrics_lib.fresh_window(moved=False))
     state = state._replace(
         statistics=statistics.pack(),
         controller_state=controller_state,
@@ -452,14 +454,19 @@ def _update(
 
 
 def _is_own(controller: Controller, state: ControlState) -> bool:
-    """Tell whether a state has the structure that this controller's own has."""
+    """Tell whether a state has the structure and the shapes that this controller's own has."""
     if set(state.hyperparams) != set(controller.hyperparams):
         return False
-    fresh = jax.tree.structure(controller.init(dict(state.hyperparams)))
-    has_sample = bool(jax.tree.leaves(state.last_samples))
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(jnp.shape, tree)
+
+    own = jax.eval_shape(controller.init, dict(state.hyperparams))
+    sampled = [jnp.shape(leaf)[:-1] for leaf in jax.tree.leaves(state.last_samples)]
     return (
-        fresh == jax.tree.structure(state.controller_state)
-        and has_sample == controller.needs_alignment
+        shapes(state.controller_state) == shapes(own)
+        and jnp.shape(state.statistics) == Statistics.empty().pack().shape
+        and sampled == [(2,)] * controller.needs_alignment
     )
 
 
@@ -543,42 +550,42 @@ def _measure(
         raise ValueError(
             "the controller needs the parameters: call `tx.update(grads, state, params)`"
         )
-    grad_norm = metrics_lib.global_norm(updates)
+
+    def averaged(x: jax.Array) -> jax.Array:
+        return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+    grad_norm = averaged(metrics_lib.global_norm(updates))
     move, last_samples = jnp.zeros(4, jnp.float32), ()
     if controller.needs_alignment:
-        trees = metrics_lib.inexact(updates), metrics_lib.inexact(params)
-        move, last_samples = _align(*trees, state.last_samples, jnp.isfinite(grad_norm))
+        slope = averaged(metrics_lib.sample(updates))
+        leaves, is_finite = metrics_lib.inexact(params), jnp.isfinite(grad_norm)
+        move, last_samples = _align(slope, leaves, state.last_samples, is_finite)
         move = move.at[3].max(known.least_param_norm[0])
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
     # No gradient flows through what is measured: that of a norm at zero is nan.
     change = jnp.where(state.step > 0, _distance(value, known.last[0]), 0.0)
     parts = [jnp.stack([value, cost, grad_norm]), move, change[None]]
-    measured = jax.lax.stop_gradient(jnp.concatenate(parts))
-    if axis_name is not None:
-        measured, last_samples = jax.lax.pmean((measured, last_samples), axis_name)
-    return measured, last_samples
+    return averaged(jax.lax.stop_gradient(jnp.concatenate(parts))), last_samples
 
 
 @partial(jax.jit, inline=True)
 def _align(
-    updates: list[jax.Array], params: list[jax.Array], last_samples: jax.Array, is_finite: jax.Array
+    slope: jax.Array, params: list[jax.Array], last_samples: jax.Array, is_finite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return alignment, coherence and the norms of move and parameters, float32[4], and new samples.
+    """Return alignment, coherence, norms of move and parameters, float32[4], and new samples.
 
     Under `lax.cond`, which XLA cannot reorder: else it copies all donated parameters, since the
     sample could be read after they were overwritten.
     """
 
     def measure() -> tuple[jax.Array, jax.Array]:
-        position, slope = samples = jnp.stack(
-            [metrics_lib.sample(params), metrics_lib.sample(updates)]
-        )
+        position = metrics_lib.sample(params)
         last_position, last_slope = last_samples
         move = position - last_position
         cosines = [metrics_lib.cosine(slope, x) for x in (-move, last_slope)]
         norms = jnp.stack([metrics_lib.norm(move), metrics_lib.norm(position)])
         norms = jnp.minimum(norms, jnp.finfo(jnp.float32).max)
-        return jnp.concatenate([jnp.stack(cosines), norms]), samples
+        return jnp.concatenate([jnp.stack(cosines), norms]), jnp.stack([position, slope])
 
     return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(4, jnp.float32), last_samples))
 
@@ -598,13 +605,14 @@ def _decide(
     """Ask the controller where a decision is due; else keep everything."""
     decide = partial(_ask, controller, statistics, step)
     operands = (hyperparams, controller_state)
+    fresh = metrics_lib.fresh_window(moved=True)
     if _is_static(controller.decision_interval):
         if controller.decision_interval == math.inf:
             return *operands, statistics
-        return *decide(*operands), statistics._replace(window=jnp.zeros(2, jnp.float32))
+        return *decide(*operands), statistics._replace(window=fresh)
     is_due = controller.is_due(step)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
-    return *chosen, statistics._replace(window=jnp.where(is_due, 0.0, statistics.window))
+    return *chosen, statistics._replace(window=jnp.where(is_due, fresh, statistics.window))
 
 
 def _is_static(decision_interval: Any) -> bool:
@@ -640,6 +648,11 @@ def _ask(
 
 
 def _keep_in_bounds(controller: Controller, name: str, old: jax.Array, new: Any) -> jax.Array:
+    if jnp.shape(new) != ():
+        raise ValueError(
+            f"the controller's `update` must return a scalar for `{name}`, got one of shape "
+            f"{jnp.shape(new)}"
+        )
     new = jnp.asarray(new, old.dtype)
     new = jnp.where(jnp.isfinite(new), new, old)
     return jnp.clip(new, *controller.bounds[name]) if name in controller.bounds else new

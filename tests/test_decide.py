@@ -62,6 +62,27 @@ def test_the_controller_sees_the_told_value_and_the_measured_rest():
     assert seen[3] > seen[4]
 
 
+def test_moves_are_averaged_over_the_steps_that_saw_one():
+    def see(metrics, state, hyperparams):
+        del state
+        names = ("num_moves", "update_norm", "alignment", "coherence")
+        return hyperparams, jnp.stack([getattr(metrics, name) for name in names])
+
+    seeing = optax_meta.Controller(lambda hyperparams: jnp.zeros(4), see, needs_alignment=True)
+    tx = control_hyperparams(optax.sgd, seeing, decision_interval=math.inf)(0.5)
+    grads, params = jnp.array([0.0, 2.0]), jnp.ones(2)
+    state, seen = tx.init(params), []
+    for steps in (1, 3, 1, 0):
+        for _ in range(steps):
+            updates, state = tx.update(grads, state, params, value=1.0)
+            params = optax.apply_updates(params, updates)
+        state = decide(seeing, state, value=1.0)
+        seen.append(state.controller_state)
+    # The first move that is seen after a decision was made before it.
+    expected = [[0.0, 0.0, 0.0, 0.0], [2.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
+    np.testing.assert_allclose(seen, [*expected, [-1.0, 1.0, 1.0, 1.0]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -114,6 +135,8 @@ def test_bad_arguments():
         decide(CONTROLLER, optax.adam(1.0).init(jnp.ones(3)), value=1.0)
     with pytest.raises(ValueError, match="`value` must be a real scalar"):
         decide(CONTROLLER, TX.init(jnp.ones(3)), value=jnp.ones(2))
+    with pytest.raises(ValueError, match="needs a loss to judge, got None"):
+        decide(CONTROLLER, TX.init(jnp.ones(3)), value=None)
     for bad in (0, 1.5, -math.inf, math.nan):
         with pytest.raises(ValueError, match=r"must be a whole number ≥ 1 or `math\.inf`"):
             control_hyperparams(optax.sgd, CONTROLLER, decision_interval=bad)

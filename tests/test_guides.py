@@ -164,7 +164,8 @@ def test_a_total_decay_forgets_the_starting_decay(start):
     factory = partial(optax.adamw, weight_decay=start)
     rows, _, _ = train(guided, 0.1, steps=40, total_steps=40, factory=factory)
     decay = np.asarray(rows.hyperparams["weight_decay"])
-    np.testing.assert_allclose(decay[0], start, rtol=1e-6)  # the horizon shows at the second step
+    # The horizon shows at the second step; at the first one decay takes 1e-3 at most.
+    np.testing.assert_allclose(decay[0], min(start, 1e-2), rtol=1e-6)
     np.testing.assert_allclose(0.1 * decay[1:] * 40.0, 2.0, rtol=1e-4)
     blind, _, _ = train(guided, 0.1, factory=factory)
     np.testing.assert_allclose(blind.hyperparams["weight_decay"], start, rtol=1e-6)
@@ -277,3 +278,34 @@ def test_a_rate_that_moved_nothing_yet_is_not_judged(interval, steps):
         told = optax_meta.decide(controller, state, value=value)
         after = optax_meta.hyperparams(told)["learning_rate"]
         np.testing.assert_allclose(after, factor * before, rtol=1e-5)
+
+
+def test_decisions_from_outside_judge_a_rate_by_its_own_moves():
+    guided = policy(calibration_steps=50, target_ratio=1e-2, max_ratio=0.03)
+    controller = optax_meta.learned(guided, decision_interval=math.inf)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-4)
+    params = jnp.linspace(1.0, 2.0, 4)
+    state, ratios = tx.init(params), []
+
+    @jax.jit
+    def train(params, state):
+        for _ in range(3):
+            updates, state = tx.update(params, state, params, value=jnp.sum(params**2))
+            params = optax.apply_updates(params, updates)
+            ratio = jnp.linalg.norm(updates) / jnp.linalg.norm(params)
+        return params, optax_meta.decide(controller, state, value=1.0), ratio
+
+    for _ in range(8):
+        params, state, ratio = train(params, state)
+        ratios.append(float(ratio))
+    assert max(ratios) < 0.03
+    np.testing.assert_allclose(ratios[2:], 1e-2, rtol=0.05)
+
+
+def test_before_the_length_is_known_a_starting_decay_takes_little():
+    policy = optax_meta.load_policy("adamw-lr-wd-v1")
+    controller = optax_meta.learned(policy, total_steps=100)
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-3, weight_decay=1e6)
+    params = jnp.ones(4)
+    updates, _ = tx.update(jnp.zeros(4), tx.init(params), params, value=1.0)
+    assert np.all(np.abs(updates) < 0.03)

@@ -201,6 +201,27 @@ def test_hypergradient_recovers_from_a_rate_far_too_low():
     np.testing.assert_allclose(got[-1], 10.0)
 
 
+def test_hypergradient_judges_no_move_twice():
+    controller = optax_meta.hypergradient()
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-3)
+    params = jnp.ones(2)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    rate = optax_meta.hyperparams(state)["learning_rate"]
+    assert rate > 1e-3
+    state = optax_meta.decide(controller, state, value=1.0)
+    assert optax_meta.hyperparams(state)["learning_rate"] == rate
+
+
+def test_a_stage_that_never_decides_by_itself_does_not_in_a_join_either():
+    policy = optax_meta.load_policy("any-lr-v1")
+    asked = optax_meta.learned(policy, decision_interval=np.inf)
+    joined = optax_meta.join([optax_meta.constant(), asked], [3])
+    assert [t for t in range(30) if joined.is_due(jnp.int32(t))] == [0, 1, 2]
+
+
 def test_hypergradient_needs_the_parameters():
     tx = control_hyperparams(optax.sgd, optax_meta.hypergradient())(0.1)
     state = tx.init(jnp.array(1.0))

@@ -171,6 +171,18 @@ def test_a_traced_horizon_gives_the_same_run():
     assert compiled._cache_size() == 1
 
 
+def test_a_run_with_more_decisions_than_are_kept_goes_on():
+    policy, task, key = fresh_policy(), tasks.quadratic(dim=3), jax.random.key(4)
+    whole, first = (
+        optax_meta.rollout(policy, task, key, total_steps=50, max_decisions=count, seed=1)
+        for count in (None, 2)
+    )
+    np.testing.assert_array_equal(first.final["loss"], whole.final["loss"])
+    np.testing.assert_array_equal(first.step, [0, 10])
+    np.testing.assert_array_equal(first.action, whole.action[:2])
+    assert first.mask.tolist() == [1.0, 1.0]
+
+
 def test_a_seed_samples_and_none_does_not():
     policy, task = fresh_policy(), tasks.quadratic(dim=3)
     taken = [
@@ -368,7 +380,14 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
     [
         ({"rollouts": 1}, "`rollouts` must be a whole number ≥ 2"),
         ({"horizons": (10, 5)}, "`horizons` must rise"),
-        ({"branched": 1.5}, "`branched` must be a share"),
+        ({"horizons": (10.5, 20.5)}, "`horizons` must be a whole number"),
+        ({"branched": 1.5}, r"`branched` must lie in \[0, 1\]"),
+        ({"discount": 5.0}, r"`discount` must lie in \[0, 1\]"),
+        ({"unknown_horizons": -3.0}, r"`unknown_horizons` must lie in \[0, 1\]"),
+        ({"sigma": 0.0}, "`sigma` must be positive"),
+        ({"entropy_bonus": -1.0}, "`entropy_bonus` must not be negative"),
+        ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must be positive"),
+        ({"policy": "any-lr-v1"}, "`policy` must be a Policy, got str"),
         ({"learning_rates": (0.0, 1.0)}, "`learning_rates` must rise"),
         ({"optimizers": ("adamax",)}, "`optimizers` must be out of"),
         ({"learner": "dqn"}, "`learner` must be"),

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import make_metrics
 
@@ -16,6 +17,7 @@ import optax_meta
 from optax_meta import (
     actions,
     checkpoints,
+    guides,
     init_policy,
     learned,
     load_policy,
@@ -264,3 +266,42 @@ def test_code_and_bombs_are_refused(folder):
 def test_a_policy_can_be_loaded_inside_a_trace():
     inside = jax.jit(lambda: optax_meta.load_policy("any-lr-v1").params)()
     jax.tree.map(np.testing.assert_array_equal, inside, optax_meta.load_policy("any-lr-v1").params)
+
+
+@pytest.mark.parametrize(
+    ("guide", "notes", "message"),
+    [
+        ({"max_growth": 0.5}, {}, "its guide's max_growth is 0.5"),
+        ({"fall": -1.0}, {}, "its guide's fall is -1.0"),
+        ({}, {"seeds": {1, 2}}, "its card cannot hold {1, 2}"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, guide, notes, message):
+    policy = optax_meta.init_policy(jax.random.key(0), guide=guides.Guide(**guide))
+    with pytest.raises(ValueError, match=f"cannot be saved: {message}; nothing was written"):
+        optax_meta.save_policy(policy, tmp_path / "mine.policy", notes=notes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scalars_of_numpy_and_jax_are_saved_as_numbers(tmp_path):
+    guide = guides.Guide(calibration_steps=np.int64(4), target_ratio=np.float32(0.5))
+    policy = optax_meta.init_policy(jax.random.key(0), guide=guide)
+    optax_meta.save_policy(policy, tmp_path / "mine.policy", notes={"score": jnp.float32(0.5)})
+    assert optax_meta.load_policy(tmp_path / "mine.policy").guide == guide
+    assert checkpoints.read_card(tmp_path / "mine.policy")["notes"]["score"] == 0.5
+
+
+def test_the_scale_free_encoder_says_what_it_watches():
+    space = optax_meta.actions.joint(optax_meta.actions.scale("b1", (0.5, 1.0)))
+    policy = optax_meta.init_policy(
+        jax.random.key(0), encoder=optax_meta.observations.scale_free(), action_space=space
+    )
+    tx = optax_meta.control_hyperparams(optax.adam, optax_meta.learned(policy))(1e-3)
+    with pytest.raises(ValueError, match="watches `learning_rate`, which is not steered"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=1.0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_bad_seed(seed):
+    with pytest.raises(ValueError, match="`seed` must be an integer in"):
+        optax_meta.learned(optax_meta.init_policy(jax.random.key(0)), seed=seed)

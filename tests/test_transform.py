@@ -143,6 +143,47 @@ def test_cost_and_alignment_reach_the_controller():
     np.testing.assert_allclose(state.controller_state[3], 1 / np.sqrt(2), rtol=1e-6)
 
 
+def test_a_frozen_mask_of_infinities_is_nothing_that_moves():
+    tx = control_hyperparams(optax.sgd, recorder(needs_alignment=True))(0.1)
+    params = {"w": jnp.ones(2), "mask": jnp.array([0.0, -jnp.inf])}
+    state = tx.init(params)
+    for _ in range(3):
+        grads = {"w": params["w"], "mask": jnp.zeros(2)}
+        updates, state = tx.update(grads, state, params, value=1.0)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.controller_state[3], 1.0, rtol=1e-6)
+    assert optax_meta.record(state).num_nonfinite == 0
+
+
+def test_a_complex_parameter_moves_along_both_axes():
+    tx = control_hyperparams(optax.sgd, recorder(needs_alignment=True))(0.1)
+    params = jnp.ones(2, jnp.complex64)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(1j * jnp.ones(2, jnp.complex64), state, params, value=1.0)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.controller_state[3], 1.0, rtol=1e-6)
+
+
+def test_with_an_axis_name_moves_are_those_of_each_device_and_gradients_are_averaged():
+    def see(metrics, state, hyperparams):
+        del state
+        return hyperparams, jnp.stack([metrics.update_norm, metrics.coherence])
+
+    seeing = Controller(lambda hyperparams: jnp.zeros(2), see, needs_alignment=True)
+    tx = control_hyperparams(optax.sgd, seeing, axis_name="d")(0.5)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params, value=1.0)
+        return optax.apply_updates(params, updates), state
+
+    params, grads = jnp.array([[1.0, 0.0], [9.0, 0.0]]), jnp.eye(2)
+    state = jax.vmap(tx.init)(params)
+    for _ in range(3):
+        params, state = jax.vmap(step, axis_name="d")(params, state, grads)
+    np.testing.assert_allclose(state.controller_state, [[0.5, 1.0]] * 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["value", "gradient", "cost"])
 def test_non_finite_steps_touch_nothing_and_are_counted(bad, where):
@@ -394,6 +435,22 @@ def test_a_state_of_another_controller(jitted):
             optax_meta.decide(controllers[one], state, value=1.0)
 
 
+def test_a_state_of_other_shapes():
+    controller = optax_meta.reinforce(optax_meta.load_policy("any-lr-v1"))
+    state = control_hyperparams(optax.adamw, controller)(1e-3).init(PARAMS)
+    small = control_hyperparams(optax.adamw, optax_meta.reinforce(hidden_sizes=(16, 16)))
+    for other, wrong in (
+        (controller, state._replace(statistics=state.statistics[:-3])),
+        (controller, state._replace(last_samples=state.last_samples[0])),
+        (optax_meta.reinforce(), small(1e-3).init(PARAMS)),
+    ):
+        tx = control_hyperparams(optax.adamw, other)(1e-3)
+        with pytest.raises(ValueError, match="`state` is that of another controller"):
+            tx.update(PARAMS, wrong, PARAMS, value=1.0)
+        with pytest.raises(ValueError, match="`state` is that of another controller"):
+            optax_meta.decide(other, wrong, value=1.0)
+
+
 @pytest.mark.parametrize(
     ("returned", "got"),
     [
@@ -409,6 +466,14 @@ def test_what_a_controller_returns_is_checked(returned, got):
     controller = Controller(lambda hyperparams: (), lambda metrics, state, hyperparams: returned)
     tx = control_hyperparams(optax.adamw, controller)(0.1)
     with pytest.raises(ValueError, match=f"with the names learning_rate and no others, {got}"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0)
+
+
+def test_a_rate_that_is_no_scalar():
+    wrong = {"learning_rate": jnp.ones(3)}, ()
+    controller = Controller(lambda hyperparams: (), lambda metrics, state, hyperparams: wrong)
+    tx = control_hyperparams(optax.adamw, controller)(0.1)
+    with pytest.raises(ValueError, match=r"must return a scalar for `learning_rate`, got one of"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0)
 
 

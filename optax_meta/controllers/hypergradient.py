@@ -49,8 +49,9 @@ def hypergradient(
 
     def update(metrics: Metrics, state: Any, hyperparams: Hyperparams) -> tuple[Hyperparams, Any]:
         old = hyperparams[hyperparam]
-        factor = jnp.exp(step_size * metrics.alignment).astype(old.dtype)
-        return {**hyperparams, hyperparam: jnp.clip(old * factor, low, high)}, state
+        alignment = jnp.where(metrics.num_moves > 0.0, metrics.alignment, 0.0)
+        factor = jnp.exp(step_size * alignment).astype(old.dtype)
+        return {**hyperparams, hyperparam: old * factor}, state
 
     return Controller(
         init=lambda hyperparams: (),  # noqa: ARG005

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta.base import Controller, Hyperparams, check_interval, check_whole
-from optax_meta.controllers.online import with_progress
+from optax_meta.controllers.online import is_seed, with_progress
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, check_policy, draw
 from optax_meta.recording import Decision, DecisionState
@@ -40,7 +40,8 @@ def learned(
         total_steps: length of the run if known, counted in calls of `update`; after it nothing
             changes any more. A traced int32[] may be below 1 where it is not known.
         decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without;
-            `math.inf` as in `control_hyperparams`.
+            `math.inf` as in `control_hyperparams`. A policy that is asked by `decide` alone, and
+            not at each of the first steps, calibrates nothing: it begins at the rate it is given.
         seed: None for the most probable action at every decision, nothing random; an integer, may
             be traced, to sample the actions: what meta-training learns from; a function
             (step, int32[]) → seed, uint32[], for runs that are the same up to some step.
@@ -49,8 +50,8 @@ def learned(
         A `Controller`.
 
     Raises:
-        ValueError: `policy` is something else, or `total_steps` or `decision_interval` no whole
-            number ≥ 1.
+        ValueError: `policy` is something else, `total_steps` or `decision_interval` no whole number
+            ≥ 1, or `seed` no integer in [0, 2³²).
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -59,6 +60,8 @@ def learned(
     check_policy(policy)
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
+    if not (seed is None or callable(seed) or is_seed(seed)):
+        raise ValueError(f"`seed` must be an integer in [0, 2³²), got {seed}")
     interval = policy.guide.decision_interval(total_steps)
     interval = interval if decision_interval is None else check_interval(decision_interval)
 

@@ -28,7 +28,7 @@ class ReinforceState(NamedTuple):
         policy_moments: first and second moments of the policy's Adam, float32[2, P].
         episode: one row a decision: observation, action, log-probability, reward;
             float32[train_every, features + 3]; zeros once learned from.
-        before: the `Metrics` of the last decision, then the moving-average baseline; float32[12].
+        before: the `Metrics` of the last decision, then the moving-average baseline; float32[14].
         encoder_state: what the encoder carries.
         decision: the latest decision, for the record.
     """
@@ -133,7 +133,7 @@ def reinforce(
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
     _check(
-        ("seed", _is_seed(seed), "be an integer in [0, 2³²)", seed),
+        ("seed", is_seed(seed), "be an integer in [0, 2³²)", seed),
         ("discount", 0.0 <= discount <= 1.0, "lie in [0, 1]", discount),
         ("baseline_decay", 0.0 <= baseline_decay < 1.0, "lie in [0, 1)", baseline_decay),
         ("entropy_bonus", entropy_bonus >= 0.0, "not be negative", entropy_bonus),
@@ -204,7 +204,7 @@ def extract_policy(policy: Policy, controller_state: Any) -> Policy:
     return policy._replace(params=unravel(learned[0]))
 
 
-def _is_seed(seed: Any) -> bool:
+def is_seed(seed: Any) -> bool:
     """Whether it is an integer that fits uint32; an array or tracer is judged by its dtype."""
     dtype = getattr(seed, "dtype", None)
     if dtype is None:

@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from optax_meta import policy_gradient
 from optax_meta.base import check_whole
 from optax_meta.episodes import Trajectory, rollout
-from optax_meta.policies import Policy
+from optax_meta.policies import Policy, check_policy
 from optax_meta.tasks import TaskFamily
 
 Learner = Literal["reinforce", "evolution"]
@@ -100,6 +100,10 @@ class _Setting(NamedTuple):
     optimizer: optax.GradientTransformation
     mesh: Any
 
+    @property
+    def steers_decay(self) -> bool:
+        return "weight_decay" in self.policy.action_space.hyperparams
+
 
 def meta_trainer(
     families: Sequence[TaskFamily],
@@ -135,7 +139,8 @@ def meta_trainer(
     Args:
         families: what to learn from.
         policy: what to start from.
-        optimizers: names out of `OPTIMIZERS`; drawn evenly.
+        optimizers: names out of `OPTIMIZERS`; drawn evenly. AdamW takes their place under a policy
+            that steers its weight decay.
         learning_rates: range of the starting rate, drawn log-uniformly.
         horizons: range of the run's length, drawn log-uniformly.
         unknown_horizons: share of batches in which the policy is not told the length.
@@ -143,7 +148,7 @@ def meta_trainer(
         rollouts: runs of each task, ≥ 2, even for "evolution".
         families_per_update: how many families take part in an update.
         weight_decays: range of the starting weight decay, drawn log-uniformly; for a policy that
-            steers it, whose inner optimizer is AdamW.
+            steers it.
         discount: γ of the returns, per decision.
         shaped_updates: in this many first updates the training loss between decisions counts, which
             teaches fast but favours rates that fall too early; after them, only the final loss
@@ -185,7 +190,8 @@ def meta_trainer(
         1
     """
     unknown = [name for name in optimizers if name not in OPTIMIZERS]
-    low, high = horizons
+    check_policy(policy)
+    low, high = (check_whole("horizons", horizon) for horizon in horizons)
     names = [family.name for family in families]
     groups, epochs = check_whole("groups", groups), check_whole("epochs", epochs)
     rollouts = check_whole("rollouts", rollouts, 2)
@@ -195,7 +201,7 @@ def meta_trainer(
         (families, "`families` must not be empty"),
         (not unknown and optimizers, f"`optimizers` must be out of {tuple(OPTIMIZERS)}"),
         (len(set(names)) == len(names), f"families need different names, got {names}"),
-        (1 <= low <= high, f"`horizons` must rise from at least 1, got {horizons}"),
+        (low <= high, f"`horizons` must rise, got {horizons}"),
         (
             0.0 < learning_rates[0] <= learning_rates[1] < math.inf,
             f"`learning_rates` must rise from above 0, got {learning_rates}",
@@ -208,7 +214,24 @@ def meta_trainer(
             1 <= families_per_update <= len(families),
             f"`families_per_update` must lie between 1 and {len(families)}",
         ),
-        (0.0 <= branched <= 1.0, f"`branched` must be a share in [0, 1], got {branched}"),
+        *(
+            (0.0 <= share <= 1.0, f"`{name}` must lie in [0, 1], got {share}")
+            for name, share in (
+                ("unknown_horizons", unknown_horizons),
+                ("discount", discount),
+                ("branched", branched),
+            )
+        ),
+        (sigma > 0.0, f"`sigma` must be positive, got {sigma}"),
+        (entropy_bonus >= 0.0, f"`entropy_bonus` must not be negative, got {entropy_bonus}"),
+        (
+            policy_learning_rate > 0.0,
+            f"`policy_learning_rate` must be positive, got {policy_learning_rate}",
+        ),
+        (
+            mesh is None or groups % mesh.size == 0,
+            f"`groups` must be a multiple of the mesh's size, got {groups}",
+        ),
         (
             learner in ("reinforce", "evolution"),
             f'`learner` must be "reinforce" or "evolution", got {learner!r}',
@@ -260,7 +283,7 @@ def meta_trainer(
         policy=lambda state: policy._replace(params=unravel(state.mean_params)),
         description={
             "families": names,
-            "optimizers": list(optimizers),
+            "optimizers": ["adamw"] if setting.steers_decay else list(optimizers),
             "learning_rates": list(learning_rates),
             "weight_decays": list(weight_decays),
             "horizons": list(horizons),
@@ -373,7 +396,7 @@ def _run(
     samples = setting.learner == "reinforce"
     _, unravel = ravel_pytree(setting.policy.params)
     draw_optimizer = partial(_draw_optimizer, setting.optimizers)
-    if "weight_decay" in setting.policy.action_space.hyperparams:
+    if setting.steers_decay:
         draw_optimizer = partial(_draw_adamw, setting.weight_decays)
 
     def one(key: jax.Array, seed: jax.Array, params: jax.Array) -> tuple[Trajectory, jax.Array]:
@@ -482,9 +505,9 @@ def _draw_adamw(
 def _log_values(runs: Trajectory) -> jax.Array:
     """Return log-losses before each decision's effect and after the last, float32[G, R, D + 1].
 
-    They begin at the first batch's; the last one is that plus the log-ratio that the loss on fixed
-    data ends at, which may be of another kind; a millionth is as good as less. A run that is lost
-    ends one nat above where it began.
+    They begin at that of the steps up to the second decision; the last one is that plus the
+    log-ratio that the loss on fixed data ends at, which may be of another kind; a millionth is as
+    good as less. A run that is lost ends one nat above where it began.
     """
     begin = jnp.log(jnp.maximum(runs.value[..., 0], 1e-30))
     initial, final = runs.initial["loss"], runs.final["loss"]
