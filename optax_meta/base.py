@@ -53,8 +53,8 @@ class Controller(NamedTuple):
         action_labels: names of the actions of a policy, for tables; empty without one.
         features: names of what the policy sees; likewise.
         needs_value: whether `update` must be given the loss.
-        needs_alignment: whether to measure the cosines of the gradient with the last move and with
-            the gradient before, and norms, from strided samples; `update` must then be given the
+        needs_alignment: whether to measure the cosines of the last move with the gradient and with
+            the move before, and norms, from strided samples; `update` must then be given the
             parameters.
         guards_nonfinite: whether the optimizer sees zeros for the gradients of a step whose loss or
             gradient norm is not finite. The guard may change the last bit of a healthy step, since

@@ -59,7 +59,7 @@ def rollout(
     total_steps: Any,
     optimizer: Callable[..., optax.GradientTransformation] = optax.adamw,
     learning_rate: jax.typing.ArrayLike = 1e-3,
-    seed: jax.typing.ArrayLike | Callable[[jax.Array], jax.Array] | None = None,
+    seed: jax.typing.ArrayLike | None = None,
     horizon_is_known: Any = True,
     max_decisions: int | None = None,
 ) -> Trajectory:
@@ -76,8 +76,7 @@ def rollout(
             compilation serves every length.
         optimizer: the inner factory.
         learning_rate: the starting rate, float32[].
-        seed: of the actions, uint32[], or a function of the step, as in `optax_meta.learned`; None
-            for the most probable one.
+        seed: of the actions, uint32[]; None for the most probable one.
         horizon_is_known: whether the policy is told the length of the run; bool[].
         max_decisions: D; None to count the decisions of `total_steps`. Of a run with more of them
             these are the first.

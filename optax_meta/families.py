@@ -51,7 +51,6 @@ def networks(
     classify: bool = True,
     normalize: bool = False,
     heavy_tailed: bool = False,
-    well_specified: bool = False,
     rows: int | None = None,
     name: str = "network",
 ) -> TaskFamily:
@@ -66,9 +65,6 @@ def networks(
         normalize: normalize every hidden layer and add it to the last one of the same width.
         heavy_tailed: inputs and noise follow Student's t with 3 degrees of freedom, so that single
             gradients are a hundred times larger than most.
-        well_specified: the teacher is linear, so that a student without hidden layers can reach it:
-            then what is left of the loss at the end is the noise of its last steps alone. Half of
-            the tasks start from zeros.
         rows: for tasks to overfit: batches are drawn with replacement from a table whose length is
             drawn log-uniformly, an eighth of `rows` to `rows`, and the final loss is taken on fresh
             data; None for an endless stream.
@@ -87,8 +83,7 @@ def networks(
     def build(drawn: dict[str, Any]) -> Task:
         def teach(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             x = drawn["spectrum"][None] * noise(key, shape=(count, inputs))
-            hidden = x @ drawn["hidden"]
-            target = (hidden if well_specified else jnp.tanh(hidden)) @ drawn["head"]
+            target = jnp.tanh(x @ drawn["hidden"]) @ drawn["head"]
             target = target / (0.1 + drawn["noise"]) if classify else target
             return x + drawn["input_shift"][None], target
 
@@ -100,8 +95,8 @@ def networks(
             x, target = teach(count, x_key)
             if classify:
                 return x, jax.random.categorical(y_key, target)
-            # Over teachers the median deviation of an output is this many norms of its head.
-            deviation = (1.5 if well_specified else 0.65) * jnp.linalg.norm(drawn["head"], axis=0)
+            # Over teachers the median deviation of an output is 0.65 of its head's norm.
+            deviation = 0.65 * jnp.linalg.norm(drawn["head"], axis=0)
             added = drawn["noise"] * deviation[None] * noise(y_key, shape=target.shape)
             return x, scale(target + added)
 
@@ -110,11 +105,7 @@ def networks(
             out = _network(params, x, activation, normalize=normalize)
             return jnp.mean(_cross_entropy(out, y) if classify else jnp.square(out - y))
 
-        def init(key: jax.Array) -> Any:
-            params = _init_network(sizes, key)
-            share = jax.random.bernoulli(jax.random.fold_in(key, 0)) if well_specified else 1.0
-            return jax.tree.map(lambda leaf: leaf * share, params)
-
+        init = partial(_init_network, sizes)
         size = _EVALUATION_SIZE if rows is None else 4 * _EVALUATION_SIZE
         x, target = teach(size, jax.random.key(drawn["evaluation"]))
         exact = x, jax.nn.softmax(target) if classify else scale(target)
@@ -482,15 +473,6 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "narrow": partial(networks, sizes=(6, 48, 3), batch_size=64, classify=False, name="narrow"),
     "heavy": partial(
         networks, sizes=(10, 24, 4), batch_size=16, classify=False, heavy_tailed=True, name="heavy"
-    ),
-    "softmax": partial(networks, sizes=(16, 6), batch_size=16, well_specified=True, name="softmax"),
-    "least-squares": partial(
-        networks,
-        sizes=(32, 2),
-        batch_size=8,
-        classify=False,
-        well_specified=True,
-        name="least-squares",
     ),
     "quadratic": quadratics,
     "product": products,

@@ -41,6 +41,9 @@ class Guide(NamedTuple):
         ratio_power: in a run of known length T the share is `max_ratio` times (1000/T) to this
             power: shorter runs have fewer updates to get there. Runs of fewer than 100 steps count
             as that long, and no share is below `target_ratio`.
+        persistence_power: the share is divided by ((1 + ρ)/(1 - ρ)) to this power, ρ the cosine of
+            successive moves, held to [0, 0.95]: moves that go on in one direction, as those of
+            optimizers with momentum, lead further than their length tells; at ½ all lead as far.
         max_growth: gradients are scaled down to this times their mean norm since the last decision,
             so that a loss whose curvature explodes cannot throw a run away between two decisions.
         dense_steps: the policy decides at each of the first steps; at least in calibration.
@@ -59,7 +62,9 @@ class Guide(NamedTuple):
     https://arxiv.org/abs/2306.00144; gradients held to a multiple of their own recent norm from
     P. Seetharaman et al., "AutoClip", https://arxiv.org/abs/2007.14469; rate · weight decay · steps
     as the measure of decay from X. Wang and L. Aitchison, "How to set AdamW's weight decay as you
-    scale model and dataset size", https://arxiv.org/abs/2405.13698.
+    scale model and dataset size", https://arxiv.org/abs/2405.13698; the distance that correlated
+    steps lead from A. Sokal, "Monte Carlo Methods in Statistical Mechanics",
+    https://doi.org/10.1007/978-1-4899-0319-8_6.
 
     Example:
         >>> guide = optax_meta.guides.Guide(calibration_steps=8, fall=1.0)
@@ -71,6 +76,7 @@ class Guide(NamedTuple):
     target_ratio: float = 1e-3
     max_ratio: float = math.inf
     ratio_power: float = 0.0
+    persistence_power: float = 0.0
     max_growth: float = math.inf
     dense_steps: int = 0
     num_decisions: int = 0
@@ -155,8 +161,10 @@ class Guide(NamedTuple):
         """Return the rate at which the last update would have been as large as it may."""
         shortness = jnp.clip(_USUAL_STEPS * _over_steps(metrics), 0.0, 10.0)
         stretch = jnp.where(metrics.progress > 0.0, shortness**self.ratio_power, 1.0)
+        rho = jnp.clip(metrics.persistence, 0.0, 0.95)
+        reach = ((1.0 + rho) / (1.0 - rho)) ** self.persistence_power
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
-        room = jnp.maximum(self.max_ratio * stretch, least)
+        room = jnp.maximum(self.max_ratio * stretch / reach, least)
         room /= jnp.maximum(metrics.update_ratio, 1e-30)
         room = jnp.where(metrics.num_moves > 0.0, room, 1.0)
         room = jnp.where(metrics.saw_finite, room, 0.5)

@@ -29,9 +29,8 @@ class Metrics(NamedTuple):
         alignment: mean cosine of the negative gradient and the parameters' last move, float32[] in
             [-1, 1]; positive while that move still points downhill. 0 unless the controller asks;
             likewise the next three, which are estimated from samples, too.
-        coherence: mean cosine of the gradient and the one before, float32[] in [-1, 1]. Where
-            batches are independent, the share of the gradients' squared norm that is no noise:
-            1/(1 + r) for the gradient-noise ratio r.
+        persistence: mean cosine of the parameters' last two moves, float32[] in [-1, 1]: how much
+            further than a random walk they lead. Near the decay of the momentum where there is one.
         update_norm: mean L2 norm of the parameters' moves, float32[].
         param_norm: mean L2 norm of the parameters, float32[].
         value_change: mean absolute change of the loss from one step to the next, float32[].
@@ -39,13 +38,10 @@ class Metrics(NamedTuple):
             called right after another decision.
         num_nonfinite: how many of these steps were not finite, float32[].
         num_moves: how many finite steps saw a move made under these hyperparameters, float32[]:
-            those that alignment, coherence and update norm average. Where it is not above 0, as at
+            those that alignment, persistence and update norm average. Where it is not above 0, as at
             step 0 and soon after `decide`, these three repeat, and nothing is known yet.
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
-
-    Source: S. McCandlish et al., "An Empirical Model of Large-Batch Training",
-    https://arxiv.org/abs/1812.06162, for the gradient-noise ratio.
 
     Example:
         >>> def halve_where_it_rises(metrics, last_value, hyperparams):
@@ -59,7 +55,7 @@ class Metrics(NamedTuple):
     cost: jax.Array
     grad_norm: jax.Array
     alignment: jax.Array
-    coherence: jax.Array
+    persistence: jax.Array
     update_norm: jax.Array
     param_norm: jax.Array
     value_change: jax.Array
@@ -83,7 +79,7 @@ class Metrics(NamedTuple):
 
 NUM_MEASURED = 8
 """What is measured at a step: the first entries of `Metrics`, up to `value_change`."""
-_OF_MOVES = np.isin(Metrics._fields[:NUM_MEASURED], ("alignment", "coherence", "update_norm"))
+_OF_MOVES = np.isin(Metrics._fields[:NUM_MEASURED], ("alignment", "persistence", "update_norm"))
 
 
 class Statistics(NamedTuple):

@@ -161,11 +161,11 @@ class ScaleFreeState(NamedTuple):
     """What the scale-free encoder remembers.
 
     Attributes:
-        memory: entries of `_Memory`, packed, float32[16].
+        memory: entries of `_Memory`, packed, float32[15].
 
     Example:
         >>> optax_meta.observations.scale_free().init().memory.shape
-        (16,)
+        (15,)
     """
 
     memory: jax.Array
@@ -186,7 +186,6 @@ class _Memory(NamedTuple):
     param_norm_base: jax.Array  # at the end of the reference period
     slow_grad_norm: jax.Array
     slow_alignment: jax.Array
-    slow_coherence: jax.Array
     last_log_rate: jax.Array
     log_rate_base: jax.Array  # at the end of the reference period
     highest_log_rate: jax.Array
@@ -218,9 +217,6 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
     `grad_norm_level`   log of the gradient norm over the first
     `alignment`         cosine of the negative gradient and the last move, mean since the decision
     `slow_alignment`    the same, averaged over decisions
-    `coherence`         cosine of the gradient and the one before, mean since the decision: how
-                        little noise there is
-    `slow_coherence`    the same, averaged over decisions
     `update_ratio`      log of the update's norm over the parameters'
     `param_growth`      log of the parameters' norm over that of the first `reference` decisions
     `gain_ratio`        fall of v over what gradient norm · update norm would give: realised over
@@ -241,7 +237,7 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
         weight_decay: whether the controller steers the weight decay too and needs to see it.
 
     Returns:
-        An `Encoder` with 25 features, 27 with `weight_decay`.
+        An `Encoder` with 23 features, 25 with `weight_decay`.
 
     Raises:
         ValueError: `reference` is below 1.
@@ -253,7 +249,7 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
 
     Example:
         >>> len(optax_meta.observations.scale_free().features)
-        25
+        23
     """
     reference = check_whole("reference", reference)
     features = (
@@ -273,8 +269,6 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
         "grad_norm_level",
         "alignment",
         "slow_alignment",
-        "coherence",
-        "slow_coherence",
         "update_ratio",
         "param_growth",
         "gain_ratio",
@@ -361,7 +355,6 @@ def _scale_free_update(
         param_norm_base=jnp.where(is_reference, param_norm, old.param_norm_base),
         slow_grad_norm=average(0.9, old.slow_grad_norm, grad_norm),
         slow_alignment=average(0.9, old.slow_alignment, metrics.alignment),
-        slow_coherence=average(0.9, old.slow_coherence, metrics.coherence),
         last_log_rate=log_rate,
         log_rate_base=jnp.where(is_reference, log_rate, old.log_rate_base),
         highest_log_rate=jnp.where(
@@ -396,8 +389,6 @@ def _scale_free_update(
             jnp.tanh((_log(grad_norm) - _log(new.first_grad_norm)) / 3.0),
             metrics.alignment,
             new.slow_alignment,
-            metrics.coherence,
-            new.slow_coherence,
             jnp.tanh((_log(metrics.update_ratio) + 7.0) / 3.0),
             jnp.tanh((_log(param_norm) - _log(new.param_norm_base)) / 3.0),
             squash(3.0 * _over(fall, predicted)),

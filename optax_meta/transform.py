@@ -32,7 +32,7 @@ class ControlState(NamedTuple):
     Attributes:
         statistics: `metrics.Statistics`, packed, float32[21].
         controller_state: what the controller carries.
-        last_samples: strided samples of the parameters and the gradients one step ago,
+        last_samples: strided samples of the parameters one step ago and of their move until then,
             float32[2, k], for a controller that asks for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
@@ -572,7 +572,7 @@ def _measure(
 def _align(
     slope: jax.Array, params: list[jax.Array], last_samples: jax.Array, is_finite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return alignment, coherence, norms of move and parameters, float32[4], and new samples.
+    """Return alignment, persistence, norms of move and parameters, float32[4], and new samples.
 
     Under `lax.cond`, which XLA cannot reorder: else it copies all donated parameters, since the
     sample could be read after they were overwritten.
@@ -580,12 +580,12 @@ def _align(
 
     def measure() -> tuple[jax.Array, jax.Array]:
         position = metrics_lib.sample(params)
-        last_position, last_slope = last_samples
+        last_position, last_move = last_samples
         move = position - last_position
-        cosines = [metrics_lib.cosine(slope, x) for x in (-move, last_slope)]
+        cosines = [-metrics_lib.cosine(slope, move), metrics_lib.cosine(move, last_move)]
         norms = jnp.stack([metrics_lib.norm(move), metrics_lib.norm(position)])
         norms = jnp.minimum(norms, jnp.finfo(jnp.float32).max)
-        return jnp.concatenate([jnp.stack(cosines), norms]), jnp.stack([position, slope])
+        return jnp.concatenate([jnp.stack(cosines), norms]), jnp.stack([position, move])
 
     return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(4, jnp.float32), last_samples))
 

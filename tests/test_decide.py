@@ -65,7 +65,7 @@ def test_the_controller_sees_the_told_value_and_the_measured_rest():
 def test_moves_are_averaged_over_the_steps_that_saw_one():
     def see(metrics, state, hyperparams):
         del state
-        names = ("num_moves", "update_norm", "alignment", "coherence")
+        names = ("num_moves", "update_norm", "alignment", "persistence")
         return hyperparams, jnp.stack([getattr(metrics, name) for name in names])
 
     seeing = optax_meta.Controller(lambda hyperparams: jnp.zeros(4), see, needs_alignment=True)

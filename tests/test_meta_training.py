@@ -65,10 +65,8 @@ def test_families_are_sound_and_judged_without_noise(name):
     family = {**families.FAMILIES, **families.OVERFITTED}[name]()
 
     def check(key):
-        drawn = family.sample(key)
-        task = family.build(drawn)
-        unit = 0.1 / drawn["scales"].params  # some start at zero, others are of this size
-        params = jax.tree.map(lambda x: x + unit * jax.random.normal(key, x.shape), task.init(key))
+        task = family.build(family.sample(key))
+        params = task.init(key)
         grads = jax.grad(task.loss)(params, task.sample(key))
         points = jax.tree.map(lambda x: jnp.stack([x, 0.2 * x]), params)
         batches = jax.vmap(task.sample)(jax.random.split(key, 128))
@@ -227,9 +225,9 @@ def test_weight_decay_is_learned_from_the_final_loss_alone():
 def test_without_shaping_the_final_loss_alone_counts(is_shaped, expected):
     values = -jnp.array([[[0.0, 1.0, 2.0, 4.0], [0.0, 1.0, 3.0, 3.0]]])
     rows = jnp.ones((1, 2, 3))
-    runs = SimpleNamespace(step=rows, observation=rows, action=rows, log_prob=rows, mask=rows)
-    setting, branch = SimpleNamespace(discount=0.5), jnp.zeros((1, 2))
-    episodes = meta_training._episodes(setting, runs, branch, values, jnp.bool_(is_shaped))
+    runs = SimpleNamespace(observation=rows, action=rows, log_prob=rows, mask=rows)
+    setting = SimpleNamespace(discount=0.5)
+    episodes = meta_training._episodes(setting, runs, values, jnp.bool_(is_shaped))
     advantage = np.array(expected) / (0.5 + 0.02)
     np.testing.assert_allclose(episodes["advantage"][0], [advantage, -advantage], rtol=1e-5)
 
@@ -322,7 +320,7 @@ def test_it_learns_to_raise_a_rate_that_is_too_low(learner, updates):
     state, _ = run(trainer, updates)
     rates = []
     for policy in (trainer.policy(trainer.init(0)), trainer.policy(state)):
-        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(25)))
+        probs = np.exp(policy.log_probs(policy.params, jnp.zeros(23)))
         rates.append(probs[2] - probs[0])
     assert rates[0] == pytest.approx(0.0, abs=1e-6)
     assert rates[1] > 0.1
@@ -334,33 +332,11 @@ def test_several_epochs_clip_the_ratio():
     assert all(np.isfinite(value) for row in rows for value in row.values())
 
 
-def test_runs_that_branch_learn_from_what_comes_after_alone():
-    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 6))
-    arguments = jnp.int32(30), jnp.bool_(False), jnp.bool_(False)
-
-    def learn(share):
-        trainer = tiny(groups=6, rollouts=4, branched=share)
-        _, compiled = trainer.update.args
-        batch = compiled.runs["quadratic"](trainer.init(0).policy_params, keys, *arguments)
-        names = ("action", "mask", "advantage")
-        return [np.asarray(batch["learn"][name])[..., :3] for name in names]  # every tenth step
-
-    assert np.all(learn(0.0)[1] == 1.0)
-    action, mask, advantage = learn(1.0)
-    assert np.all(mask == mask[:, :1])
-    assert 0 < mask.mean() < 1
-    assert np.all(advantage[mask == 0.0] == 0.0)
-    is_shared = mask[:, 0] == 0.0
-    varies = np.any(action != action[:, :1], axis=1)
-    assert not np.any(varies[is_shared])
-    assert np.mean(varies[~is_shared]) > 0.5
-
-
 def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
     values = meta_training._log_values(
         optax_meta.Trajectory(
             step=jnp.zeros((1, 2, 3), jnp.int32),
-            observation=jnp.zeros((1, 2, 3, 25)),
+            observation=jnp.zeros((1, 2, 3, 23)),
             action=jnp.zeros((1, 2, 3), jnp.int32),
             log_prob=jnp.zeros((1, 2, 3)),
             value=jnp.array([[[2.0, 1.5, 0.0], [2.0, 900.0, 0.0]]]),
@@ -381,7 +357,6 @@ def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
         ({"rollouts": 1}, "`rollouts` must be a whole number ≥ 2"),
         ({"horizons": (10, 5)}, "`horizons` must rise"),
         ({"horizons": (10.5, 20.5)}, "`horizons` must be a whole number"),
-        ({"branched": 1.5}, r"`branched` must lie in \[0, 1\]"),
         ({"discount": 5.0}, r"`discount` must lie in \[0, 1\]"),
         ({"unknown_horizons": -3.0}, r"`unknown_horizons` must lie in \[0, 1\]"),
         ({"sigma": 0.0}, "`sigma` must be positive"),

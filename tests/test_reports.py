@@ -66,7 +66,7 @@ def test_decisions_are_explained(folder, comparison):
     assert "decisions" not in series["constant"]
     learned, online = series["any-lr-v1"], series["reinforce"]
     assert learned["features"][0] == "progress"
-    assert len(learned["features"]) == len(learned["decisions"][0][4]) == 25
+    assert len(learned["features"]) == len(learned["decisions"][0][4]) == 23
     assert len(learned["actions"]) == len(learned["decisions"][0][3]) == 5
     rewards = comparison.methods["reinforce"].records.decision.reward[0]
     assert online["decisions"][0][2] == pytest.approx(float(rewards[10]), rel=1e-3)

@@ -168,7 +168,7 @@ def test_a_complex_parameter_moves_along_both_axes():
 def test_with_an_axis_name_moves_are_those_of_each_device_and_gradients_are_averaged():
     def see(metrics, state, hyperparams):
         del state
-        return hyperparams, jnp.stack([metrics.update_norm, metrics.coherence])
+        return hyperparams, jnp.stack([metrics.update_norm, metrics.persistence])
 
     seeing = Controller(lambda hyperparams: jnp.zeros(2), see, needs_alignment=True)
     tx = control_hyperparams(optax.sgd, seeing, axis_name="d")(0.5)

@@ -1,6 +1,5 @@
 """A frozen policy."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ def learned(
     *,
     total_steps: Any = None,
     decision_interval: float | None = None,
-    seed: jax.typing.ArrayLike | Callable[[jax.Array], jax.Array] | None = None,
+    seed: jax.typing.ArrayLike | None = None,
 ) -> Controller:
     """Follow a frozen policy.
 
@@ -43,8 +42,7 @@ def learned(
             `math.inf` as in `control_hyperparams`. A policy that is asked by `decide` alone, and
             not at each of the first steps, calibrates nothing: it begins at the rate it is given.
         seed: None for the most probable action at every decision, nothing random; an integer, may
-            be traced, to sample the actions: what meta-training learns from; a function
-            (step, int32[]) → seed, uint32[], for runs that are the same up to some step.
+            be traced, to sample the actions: what meta-training learns from.
 
     Returns:
         A `Controller`.
@@ -60,7 +58,7 @@ def learned(
     check_policy(policy)
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
-    if not (seed is None or callable(seed) or is_seed(seed)):
+    if not (seed is None or is_seed(seed)):
         raise ValueError(f"`seed` must be an integer in [0, 2³²), got {seed}")
     interval = policy.guide.decision_interval(total_steps)
     interval = interval if decision_interval is None else check_interval(decision_interval)
@@ -77,7 +75,7 @@ def learned(
 def _update(
     policy: Policy,
     total_steps: Any,
-    seed: Any,
+    seed: jax.typing.ArrayLike | None,
     metrics: Metrics,
     state: LearnedState,
     hyperparams: Hyperparams,
@@ -88,8 +86,7 @@ def _update(
     if seed is None:
         action = jnp.argmax(log_probs)
     else:
-        now = seed(metrics.step) if callable(seed) else seed
-        action = draw(jnp.stack([jnp.uint32(now), metrics.step.astype(jnp.uint32)]), log_probs)
+        action = draw(jnp.stack([jnp.uint32(seed), metrics.step.astype(jnp.uint32)]), log_probs)
     decision = Decision.choose(action, log_probs, observation)
     hyperparams = policy.apply(action, metrics, hyperparams)
     return hyperparams, LearnedState(encoder_state, DecisionState.pack(decision))

@@ -27,8 +27,8 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
 
     It learns where one update may move the parameters by a twentieth of their norm and a held rate
     falls linearly. It is used with a margin, since a policy leans on the bound that it learns
-    under, and since what chance has taught it late in a run costs more than it brings: 3 % in a run
-    of 1000 steps, more in shorter ones, and a steeper fall.
+    under, and since what chance has taught it late in a run costs more than it brings: moves that
+    persist may be shorter, those of runs below 1000 steps longer, and the fall is steeper.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
@@ -58,14 +58,9 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         hold_probability=0.7,
     )
     families = [make() for make in FAMILIES.values()]
-    defaults = {
-        "epochs": 4,
-        "policy_learning_rate": 1e-3,
-        "shaped_updates": 150,
-        "branched": 0.5,
-    }
+    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
     trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
-    used = policy.guide._replace(max_ratio=0.03, ratio_power=0.25, fall=1.5)
+    used = policy.guide._replace(ratio_power=0.25, persistence_power=0.3, fall=2.0)
     return trainer._replace(policy=lambda state: trainer.policy(state)._replace(guide=used))
 
 
@@ -93,7 +88,9 @@ def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
         jax.random.key(0),
         encoder=observations.scale_free(weight_decay=True),
         action_space=actions.factored(*source.action_space.moves, decay),
-        guide=source.guide._replace(max_ratio=0.05, ratio_power=0.0, fall=1.0, total_decay=5.0),
+        guide=source.guide._replace(
+            max_ratio=0.05, ratio_power=0.0, persistence_power=0.0, fall=1.0, total_decay=5.0
+        ),
         hold_probability=0.7,
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))

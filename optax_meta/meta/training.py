@@ -92,7 +92,6 @@ class _Setting(NamedTuple):
     weight_decays: tuple[float, float]
     discount: float
     shaped_updates: int | None
-    branched: float
     entropy_bonus: float
     epochs: int
     learner: Learner
@@ -119,7 +118,6 @@ def meta_trainer(
     weight_decays: tuple[float, float] = (1e-5, 1.0),
     discount: float = 0.98,
     shaped_updates: int | None = None,
-    branched: float = 0.0,
     entropy_bonus: float = 3e-3,
     epochs: int = 1,
     learner: Learner = "reinforce",
@@ -154,9 +152,6 @@ def meta_trainer(
             teaches fast but favours rates that fall too early; after them, only the final loss
             does. None for all updates; 0 where the final loss is taken on held-out data, which
             training loss does not foretell.
-        branched: share of the tasks, for "reinforce", whose runs take the same actions up to a
-            random step and are judged by those after it alone, so that what early actions do to a
-            run does not hide what late ones do.
         entropy_bonus: as in `reinforce`.
         epochs: gradient steps on each batch; with more than one, ratios are clipped as in PPO.
         learner: "reinforce" or "evolution".
@@ -172,8 +167,7 @@ def meta_trainer(
 
     Source: averaged parameters, B. Polyak and A. Juditsky, "Acceleration of Stochastic
     Approximation by Averaging", https://doi.org/10.1137/0330046; group baselines without a critic,
-    Z. Shao et al., https://arxiv.org/abs/2402.03300; runs that branch, as "vine" in J. Schulman et
-    al., "Trust Region Policy Optimization", https://arxiv.org/abs/1502.05477; clipped ratios,
+    Z. Shao et al., https://arxiv.org/abs/2402.03300; clipped ratios,
     J. Schulman et al., https://arxiv.org/abs/1707.06347; evolution with ranks and antithetic pairs,
     T. Salimans et al., https://arxiv.org/abs/1703.03864.
 
@@ -219,7 +213,6 @@ def meta_trainer(
             for name, share in (
                 ("unknown_horizons", unknown_horizons),
                 ("discount", discount),
-                ("branched", branched),
             )
         ),
         (sigma > 0.0, f"`sigma` must be positive, got {sigma}"),
@@ -256,7 +249,6 @@ def meta_trainer(
         weight_decays=weight_decays,
         discount=discount,
         shaped_updates=shaped_updates,
-        branched=branched,
         entropy_bonus=entropy_bonus,
         epochs=epochs,
         learner=learner,
@@ -293,7 +285,6 @@ def meta_trainer(
             "rollouts": rollouts,
             "families_per_update": families_per_update,
             "shaped_updates": shaped_updates,
-            "branched": branched,
             "epochs": epochs,
             "policy_learning_rate": policy_learning_rate,
             "max_ratio": policy.guide.max_ratio if policy.guide.max_ratio < math.inf else None,
@@ -393,42 +384,37 @@ def _run(
 ) -> dict[str, Any]:
     """Run a batch of one family; return what the learner needs, and its summary."""
     task_keys = jax.random.wrap_key_data(task_keys)
-    samples = setting.learner == "reinforce"
     _, unravel = ravel_pytree(setting.policy.params)
     draw_optimizer = partial(_draw_optimizer, setting.optimizers)
     if setting.steers_decay:
         draw_optimizer = partial(_draw_adamw, setting.weight_decays)
 
-    def one(key: jax.Array, seed: jax.Array, params: jax.Array) -> tuple[Trajectory, jax.Array]:
-        task_key, optimizer_key, rate_key, run_key, *branch_keys = jax.random.split(key, 7)
+    def one(key: jax.Array, seed: jax.Array, params: jax.Array) -> Trajectory:
+        task_key, optimizer_key, rate_key, run_key = jax.random.split(key, 4)
         low, high = (math.log(rate) for rate in setting.learning_rates)
-        branch = _draw_branch(setting.branched, total_steps, *branch_keys[:2])
-        shared_seed = jax.random.bits(branch_keys[2])
-        runs = rollout(
+        return rollout(
             setting.policy._replace(params=unravel(params)),
             family.build(family.sample(task_key)),
             run_key,
             total_steps=total_steps,
             optimizer=draw_optimizer(optimizer_key),
             learning_rate=jnp.exp(jax.random.uniform(rate_key, minval=low, maxval=high)),
-            seed=(lambda step: jnp.where(step < branch, shared_seed, seed)) if samples else None,
+            seed=seed if setting.learner == "reinforce" else None,
             horizon_is_known=horizon_is_known,
             max_decisions=_max_decisions(setting),
         )
-        return runs, branch
 
     seeds = jax.vmap(lambda key: jax.random.bits(key, (setting.rollouts,)))(task_keys)
-    if samples:
-        every = jax.vmap(jax.vmap(one, (None, 0, None)), (0, 0, None))
-        runs, branch = every(task_keys, seeds, flat)
+    if setting.learner == "reinforce":
+        runs = jax.vmap(jax.vmap(one, (None, 0, None)), (0, 0, None))(task_keys, seeds, flat)
         values = _log_values(runs)
-        learn = _episodes(setting, runs, branch, values, is_shaped)
+        learn = _episodes(setting, runs, values, is_shaped)
     else:
         half = setting.sigma * jax.random.normal(
             jax.random.key(seeds[0, 0]), (setting.rollouts // 2, flat.size)
         )
         moves = jnp.concatenate([half, -half])
-        runs, _ = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(
+        runs = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(
             task_keys, seeds, flat[None] + moves
         )
         values = _log_values(runs)
@@ -440,15 +426,6 @@ def _run(
         "fall": jnp.mean(values[..., 0] - values[..., -1]),
         "spread": jnp.mean(jnp.std(values[..., -1], axis=1)),
     }
-
-
-def _draw_branch(
-    share: float, total_steps: jax.Array, is_key: jax.Array, step_key: jax.Array
-) -> jax.Array:
-    """Return the step, int32[], from which the runs of a task differ; 0 for all but a share."""
-    is_branched = jax.random.bernoulli(is_key, share)
-    step = jnp.floor(jax.random.uniform(step_key) * total_steps).astype(jnp.int32)
-    return jnp.where(is_branched, step, 0)
 
 
 def _max_decisions(setting: _Setting) -> int:
@@ -522,26 +499,22 @@ def _log_values(runs: Trajectory) -> jax.Array:
 
 
 def _episodes(
-    setting: _Setting, runs: Trajectory, branch: jax.Array, values: jax.Array, is_shaped: jax.Array
+    setting: _Setting, runs: Trajectory, values: jax.Array, is_shaped: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return observations, actions, log-probabilities, advantages and mask of every decision.
-
-    Decisions that all runs of the task share teach nothing.
-    """
+    """Return observations, actions, log-probabilities, advantages and mask of every decision."""
     rewards = (values[..., :-1] - values[..., 1:]) * runs.mask
     discounted = jax.vmap(jax.vmap(policy_gradient.discounted_returns, (0, None)), (0, None))
     shaped = discounted(rewards, setting.discount)
     returns = jnp.where(is_shaped, shaped, values[..., :1] - values[..., -1:])
     centred = returns - jnp.mean(returns, axis=1, keepdims=True)
     spread = jnp.std(values[..., -1], axis=1)[:, None, None]
-    mask = runs.mask * (runs.step >= branch[..., None])
-    advantages = jnp.clip(centred / (spread + 0.02), -4.0, 4.0) * mask
+    advantages = jnp.clip(centred / (spread + 0.02), -4.0, 4.0) * runs.mask
     return {
         "observation": runs.observation,
         "action": runs.action,
         "log_prob": runs.log_prob,
         "advantage": advantages,
-        "mask": mask,
+        "mask": runs.mask,
     }
 
 
@@ -563,19 +536,18 @@ def _learn(
         )
         for name in batches[0]
     }
-    count = jnp.maximum(jnp.sum(rows["mask"]), 1.0)
     _, unravel = ravel_pytree(setting.policy.params)
 
     def loss(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
         policy_log_probs = partial(setting.policy.log_probs, unravel(flat))
         log_probs = jax.vmap(policy_log_probs)(rows["observation"])
         entropy = policy_gradient.entropy(log_probs)
-        entropy = jnp.sum(entropy * rows["mask"]) / count
+        entropy = jnp.sum(entropy * rows["mask"]) / jnp.sum(rows["mask"])
         taken = jnp.take_along_axis(log_probs, rows["action"][:, None], axis=1)[:, 0]
         ratio = jnp.exp(jnp.clip(taken - rows["log_prob"], -5.0, 5.0))
         advantage = rows["advantage"]
         gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
-        mean_gain = jnp.sum(gain * rows["mask"]) / count
+        mean_gain = jnp.sum(gain * rows["mask"]) / jnp.sum(rows["mask"])
         return -mean_gain - setting.entropy_bonus * entropy, entropy
 
     def epoch(_: int, carry: tuple[Any, ...]) -> tuple[Any, ...]:
