@@ -42,8 +42,9 @@ class Guide(NamedTuple):
             power: shorter runs have fewer updates to get there. Runs of fewer than 100 steps count
             as that long, and no share is below `target_ratio`.
         persistence_power: the share is divided by ((1 + ρ)/(1 - ρ)) to this power, ρ the cosine of
-            successive moves, held to [0, 0.95]: moves that go on in one direction, as those of
-            optimizers with momentum, lead further than their length tells; at ½ all lead as far.
+            successive moves less that of move and negative gradient, held to [0, 0.95]: moves that
+            momentum alone keeps in one direction lead further than their length tells; at ½ all
+            lead as far. Moves that still go downhill are not held back.
         max_growth: gradients are scaled down to this times their mean norm since the last decision,
             so that a loss whose curvature explodes cannot throw a run away between two decisions.
         dense_steps: the policy decides at each of the first steps; at least in calibration.
@@ -161,7 +162,8 @@ class Guide(NamedTuple):
         """Return the rate at which the last update would have been as large as it may."""
         shortness = jnp.clip(_USUAL_STEPS * _over_steps(metrics), 0.0, 10.0)
         stretch = jnp.where(metrics.progress > 0.0, shortness**self.ratio_power, 1.0)
-        rho = jnp.clip(metrics.persistence, 0.0, 0.95)
+        inert = metrics.persistence - jnp.maximum(metrics.alignment, 0.0)
+        rho = jnp.clip(inert, 0.0, 0.95)
         reach = ((1.0 + rho) / (1.0 - rho)) ** self.persistence_power
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
         room = jnp.maximum(self.max_ratio * stretch / reach, least)

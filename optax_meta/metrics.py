@@ -38,8 +38,8 @@ class Metrics(NamedTuple):
             called right after another decision.
         num_nonfinite: how many of these steps were not finite, float32[].
         num_moves: how many finite steps saw a move made under these hyperparameters, float32[]:
-            those that alignment, persistence and update norm average. Where it is not above 0, as at
-            step 0 and soon after `decide`, these three repeat, and nothing is known yet.
+            those that alignment, persistence and update norm average. Where it is not above 0, as
+            at step 0 and soon after `decide`, these three repeat, and nothing is known yet.
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
 

@@ -28,7 +28,8 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     It learns where one update may move the parameters by a twentieth of their norm and a held rate
     falls linearly. It is used with a margin, since a policy leans on the bound that it learns
     under, and since what chance has taught it late in a run costs more than it brings: moves that
-    persist may be shorter, those of runs below 1000 steps longer, and the fall is steeper.
+    momentum carries on may be shorter, those of runs below 1000 steps longer, and the fall is
+    steeper.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
@@ -60,7 +61,7 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     families = [make() for make in FAMILIES.values()]
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
     trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
-    used = policy.guide._replace(ratio_power=0.25, persistence_power=0.3, fall=2.0)
+    used = policy.guide._replace(ratio_power=0.25, persistence_power=0.4, fall=2.0)
     return trainer._replace(policy=lambda state: trainer.policy(state)._replace(guide=used))
 
 
