@@ -309,3 +309,42 @@ def test_before_the_length_is_known_a_starting_decay_takes_little():
     params = jnp.ones(4)
     updates, _ = tx.update(jnp.zeros(4), tx.init(params), params, value=1.0)
     assert np.all(np.abs(updates) < 0.03)
+
+
+def test_moves_that_momentum_alone_carries_on_are_held_shorter(metrics):
+    guide = Guide(max_ratio=0.05, persistence_power=0.5)
+    told = partial(metrics, update_norm=0.1, param_norm=1.0, step=10)
+    rate = {"learning_rate": jnp.float32(1.0)}
+
+    def largest(**seen):
+        wanted = {"learning_rate": jnp.float32(10.0)}
+        return float(guide.bound(told(**seen), rate, wanted)["learning_rate"])
+
+    assert largest() == pytest.approx(0.5)
+    assert largest(persistence=0.8) == pytest.approx(0.5 / 3.0)
+    assert largest(persistence=-0.5) == pytest.approx(0.5)
+    assert largest(persistence=0.8, alignment=0.8) == pytest.approx(0.5)
+    assert largest(persistence=0.8, alignment=-0.5) == pytest.approx(0.5 / 3.0)
+    assert largest(persistence=1.0) == pytest.approx(0.5 / 39.0**0.5)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.0, 0.0), (0.9, 0.9)])
+def test_persistence_is_the_decay_of_the_momentum_where_gradients_are_noise(momentum, expected):
+    def see(metrics, state, hyperparams):
+        del state
+        return hyperparams, metrics.persistence
+
+    seeing = optax_meta.Controller(lambda _: jnp.float32(0.0), see, needs_alignment=True)
+    factory = partial(optax.sgd, momentum=momentum)
+    tx = optax_meta.control_hyperparams(factory, seeing, decision_interval=100)(1e-3)
+
+    def step(carry, key):
+        params, state = carry
+        grads = jax.random.normal(key, (500,))
+        updates, state = tx.update(grads, state, params, value=1.0)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = jnp.zeros(500), tx.init(jnp.zeros(500))
+    keys = jax.random.split(jax.random.key(0), 201)
+    (_, state), _ = jax.jit(lambda start: jax.lax.scan(step, start, keys))(start)
+    np.testing.assert_allclose(state.controller_state, expected, atol=0.03)
