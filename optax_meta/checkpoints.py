@@ -87,14 +87,17 @@ def save_policy(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".policy-") as folder:
             whole = Path(folder) / "policy"
             card = {**_card(policy, policy.network, params), "notes": dict(notes or {})}
-            _write(whole, card, params)
-            load_policy(whole, encoder=policy.encoder)
+            try:
+                _write(whole, card, params)
+                load_policy(whole, encoder=policy.encoder)
+            except (ValueError, TypeError) as error:
+                why = str(error).removeprefix(f"cannot read the policy file `{whole}`: ")
+                raise ValueError(
+                    f"such a policy cannot be saved: {why}; nothing was written"
+                ) from error
             whole.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write the policy to `{path}`: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        why = str(error).removeprefix(f"cannot read the policy file `{whole}`: ")
-        raise ValueError(f"such a policy cannot be saved: {why}; nothing was written") from error
 
 
 def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None) -> Policy:
