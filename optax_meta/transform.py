@@ -554,11 +554,12 @@ def _measure(
     def averaged(x: jax.Array) -> jax.Array:
         return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
-    grad_norm = averaged(metrics_lib.global_norm(updates))
+    grad_norm = metrics_lib.global_norm(updates)
     move, last_samples = jnp.zeros(4, jnp.float32), ()
     if controller.needs_alignment:
         slope = averaged(metrics_lib.sample(updates))
-        leaves, is_finite = metrics_lib.inexact(params), jnp.isfinite(grad_norm)
+        # On all devices alike, or none.
+        leaves, is_finite = metrics_lib.inexact(params), jnp.isfinite(averaged(grad_norm))
         move, last_samples = _align(slope, leaves, state.last_samples, is_finite)
         move = move.at[3].max(known.least_param_norm[0])
     value, cost = (_scalar(name, extra_args.get(name)) for name in ("value", "cost"))
