@@ -256,9 +256,9 @@ def apply(space: ActionSpace, action: jax.Array, hyperparams: Hyperparams) -> Hy
         >>> print(new["learning_rate"])
         1.0
     """
-    choices = jnp.unravel_index(action, space.shape)
+    choices = np.unravel_index(np.arange(space.num_actions), space.shape)
     moved = {
-        move.hyperparam: _apply_move(move, choice, hyperparams[move.hyperparam])
+        move.hyperparam: _apply_move(move, choice, action, hyperparams[move.hyperparam])
         for move, choice in zip(space.moves, choices, strict=True)
     }
     return {**hyperparams, **moved}
@@ -376,11 +376,12 @@ def _label(move: Move, amount: float) -> str:
     return f"{move.hyperparam} {effect}"
 
 
-def _apply_move(move: Move, choice: jax.Array, value: jax.Array) -> jax.Array:
+def _apply_move(move: Move, choice: np.ndarray, action: jax.Array, value: jax.Array) -> jax.Array:
+    """Apply a move, of which `choice` says for each action what it does."""
     value = jnp.asarray(value)
-    amounts = np.asarray(move.amounts)
+    amounts = np.asarray(move.amounts)[choice]
     effects = np.exp(amounts) if move.kind == "log" else amounts
-    amount = jnp.asarray(effects, value.dtype)[choice]
+    amount = jnp.asarray(effects, value.dtype)[action]
     return jnp.clip(value + amount if move.kind == "add" else value * amount, *move.bounds)
 
 

@@ -19,6 +19,7 @@ HYPERPARAM = "learning_rate"
 DECAY = "weight_decay"
 _LARGEST_JUMP = 1e3
 _USUAL_STEPS = 1000.0
+_USUAL_RATE = 1e-3
 
 
 class Guide(NamedTuple):
@@ -102,6 +103,18 @@ class Guide(NamedTuple):
             return max(-(-total_steps // self.num_decisions), 1)
         return jnp.where(total_steps > 0, -(-total_steps // self.num_decisions), 10)
 
+    def shown(self, metrics: Metrics, hyperparams: Hyperparams) -> Hyperparams:
+        """Return the hyperparameters that the policy sees: not the start, where it is forgotten.
+
+        Args:
+            metrics: the run since the last decision.
+            hyperparams: those used since.
+        """
+        if self.calibration_steps == 0 or HYPERPARAM not in hyperparams:
+            return hyperparams
+        rate = hyperparams[HYPERPARAM]
+        return {**hyperparams, HYPERPARAM: jnp.where(metrics.step > 0, rate, _USUAL_RATE)}
+
     def lead(self, metrics: Metrics, hyperparams: Hyperparams) -> Hyperparams:
         """Return the hyperparameters that the policy's action then changes.
 
@@ -168,7 +181,9 @@ class Guide(NamedTuple):
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
         room = jnp.maximum(self.max_ratio * stretch / reach, least)
         room /= jnp.maximum(metrics.update_ratio, 1e-30)
-        room = jnp.where(metrics.num_moves > 0.0, room, 1.0)
+        # Before the first update a calibrated rate has nothing to do with `rate`, the user's.
+        is_probe = (metrics.step == 0) & (self.calibration_steps > 0)
+        room = jnp.where(metrics.num_moves > 0.0, room, jnp.where(is_probe, _LARGEST_JUMP, 1.0))
         room = jnp.where(metrics.saw_finite, room, 0.5)
         return rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
 

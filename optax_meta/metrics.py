@@ -190,25 +190,26 @@ def inexact(tree: Any) -> list[jax.Array]:
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
-def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the cosine of the angle between float32[k] and float32[k]; 0 where one is zero.
+def geometry(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the lengths of vectors, and the cosine of the angle between each and the next.
 
-    >>> print(cosine(jnp.array([1.0, 0.0]), jnp.array([1e30, 0.0])))
-    1.0
+    Args:
+        vectors: float32[n, k].
+
+    Returns:
+        Lengths, float32[n], which overflow only where they must; cosines, float32[n - 1], 0 where
+        a vector is zero.
+
+    >>> lengths, cosines = geometry(jnp.array([[1.0, 0.0], [3e30, 4e30], [0.0, 0.0]]))
+    >>> print(lengths, cosines)
+    [1.e+00 5.e+30 0.e+00] [0.6 0. ]
     """
-    x, y = _unit(x), _unit(y)
-    return jnp.clip(jnp.dot(x, y), -1.0, 1.0)
-
-
-def norm(x: jax.Array) -> jax.Array:
-    """Return the L2 norm of float32[k]; overflows only where it must.
-
-    >>> print(norm(jnp.array([3e30, 4e30])))
-    5e+30
-    """
-    scale = jnp.max(jnp.abs(x))
-    unit = x / jnp.where(scale > 0.0, scale, 1.0)
-    return scale * jnp.sqrt(jnp.sum(jnp.square(unit)))
+    scales = jnp.max(jnp.abs(vectors), axis=1)
+    units = vectors / jnp.where(scales > 0.0, scales, 1.0)[:, None]
+    lengths = jnp.sqrt(jnp.sum(jnp.square(units), axis=1))
+    dots = jnp.sum(units[:-1] * units[1:], axis=1)
+    products = jnp.maximum(lengths[:-1], 1.0) * jnp.maximum(lengths[1:], 1.0)
+    return scales * lengths, jnp.clip(dots / products, -1.0, 1.0)
 
 
 def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
@@ -283,9 +284,3 @@ def _squared_half(leaf: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(leaf):
         return _squared_half(leaf.real) + _squared_half(leaf.imag)
     return jnp.sum(jnp.square(0.5 * leaf.astype(jnp.float32)))
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    scale = jnp.max(jnp.abs(x))
-    x = x / jnp.where(scale > 0.0, scale, 1.0)
-    return x / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(x))), 1.0)

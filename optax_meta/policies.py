@@ -75,6 +75,19 @@ class Policy(NamedTuple):
     action_space: ActionSpace
     guide: Guide = Guide()
 
+    def observe(
+        self, metrics: Metrics, encoder_state: Any, hyperparams: Hyperparams
+    ) -> tuple[jax.Array, Any]:
+        """Return what the policy sees, float32[features], and the encoder's new state.
+
+        Args:
+            metrics: the run since the last decision, with its progress.
+            encoder_state: what the encoder carries.
+            hyperparams: those used since.
+        """
+        shown = self.guide.shown(metrics, hyperparams)
+        return self.encoder.update(metrics, encoder_state, shown)
+
     def log_probs(self, params: Any, observation: jax.Array) -> jax.Array:
         """Return log π(a|s) of every action, float32[num_actions].
 

@@ -583,10 +583,10 @@ def _align(
         position = metrics_lib.sample(params)
         last_position, last_move = last_samples
         move = position - last_position
-        cosines = [-metrics_lib.cosine(slope, move), metrics_lib.cosine(move, last_move)]
-        norms = jnp.stack([metrics_lib.norm(move), metrics_lib.norm(position)])
-        norms = jnp.minimum(norms, jnp.finfo(jnp.float32).max)
-        return jnp.concatenate([jnp.stack(cosines), norms]), jnp.stack([position, move])
+        vectors = jnp.stack([-slope, move, last_move, position])
+        lengths, cosines = metrics_lib.geometry(vectors)
+        norms = jnp.minimum(lengths[1::2], jnp.finfo(jnp.float32).max)
+        return jnp.concatenate([cosines[:2], norms]), jnp.stack([position, move])
 
     return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(4, jnp.float32), last_samples))
 

@@ -81,7 +81,7 @@ def _update(
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, LearnedState]:
     metrics = with_progress(metrics, total_steps)
-    observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
+    observation, encoder_state = policy.observe(metrics, state.encoder_state, hyperparams)
     log_probs = policy.log_probs(policy.params, observation)
     if seed is None:
         action = jnp.argmax(log_probs)

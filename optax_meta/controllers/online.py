@@ -242,7 +242,7 @@ def _update(
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, ReinforceState]:
     metrics = with_progress(metrics, total_steps)
-    observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
+    observation, encoder_state = policy.observe(metrics, state.encoder_state, hyperparams)
     state, reward = _collect_reward(learner, metrics, state)
     state = learn(state, metrics.progress < 1.0)
     decision = _sample(policy, state, observation)._replace(reward=reward)
