@@ -10,6 +10,8 @@ those of the last call.
     python benchmarks/protocol.py --cut medium --write  # three optimizers: the README's table
     python benchmarks/protocol.py --cut full    # all optimizers, horizons and ten seeds: hours
     python benchmarks/protocol.py --cut full --no-baselines --steps 200 1000 --write
+    python benchmarks/protocol.py --cut long --write    # policies in runs of 10 000 steps
+    python benchmarks/protocol.py --cut full --optimizers lion sgd  # a part, beside another
     python benchmarks/protocol.py --tier validation --policies mine.policy
 """
 
@@ -76,7 +78,6 @@ class Cut:
 SHORT: dict[str, Any] = {
     "optimizers": ("adamw", "momentum", "lion"),
     "rates": (1e-5, 1e-3, 1e-1, 10.0),
-    "horizons": (500,),
     "seeds": 3,
     "oracle_seeds": 1,
     "folder": "short",
@@ -92,8 +93,9 @@ FAST_BASELINES = (
 )
 MEDIUM_BASELINES = (*FAST_BASELINES, "constant 1e-3", "warmup + linear", "reduce_on_plateau")
 CUTS = {
-    "fast": Cut(**SHORT, every=3, baselines=FAST_BASELINES),
-    "medium": Cut(**SHORT, every=1, baselines=MEDIUM_BASELINES),
+    "fast": Cut(**SHORT, horizons=(500,), every=3, baselines=FAST_BASELINES),
+    "medium": Cut(**SHORT, horizons=(500,), every=1, baselines=MEDIUM_BASELINES),
+    "long": Cut(**SHORT, horizons=(10_000,), every=3, baselines=()),
     "full": Cut(
         optimizers=tuple(OPTIMIZERS),
         rates=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0),
@@ -297,14 +299,17 @@ def main() -> None:
     parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
     parser.add_argument("--write", action="store_true", help="README, JSON and pictures")
+    parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, help="a part of the cut")
     parser.add_argument("--steps", type=int, nargs="*", help="horizons in place of the cut's")
     parser.add_argument("--no-baselines", action="store_true", help="policies alone")
     options, started = parser.parse_args(), time.monotonic()
-    if options.write and not (options.tier == "test" and "any-lr-v1" in options.policies):
+    if options.write and (options.tier != "test" or "any-lr-v1" not in options.policies):
         parser.error("--write is for any-lr-v1 on the test tasks")
-    cut, is_short = CUTS[options.cut], options.cut != "full"
+    if options.write and options.optimizers:
+        parser.error("--write is for whole cuts: finished parts in the folder are not run again")
+    cut, is_short = CUTS[options.cut], options.cut in ("fast", "medium")
     tier = TEST if options.tier == "test" else VALIDATION
-    chosen = cut.baselines or tuple(BASELINES)
+    chosen = tuple(BASELINES) if cut.baselines is None else cut.baselines
     baselines = {} if options.no_baselines else {name: BASELINES[name] for name in chosen}
     contenders = policies(options.policies) | baselines
     tasks = [make() for make in tier.values()]
@@ -319,7 +324,7 @@ def main() -> None:
         progress=lambda label: print(label, file=sys.stderr, flush=True),
     )
     cells = []
-    for name in cut.optimizers:
+    for name in options.optimizers or cut.optimizers:
         factory, fitting = {name: OPTIMIZERS[name]}, cut.tasks(name, tasks)
         found = judge(fitting, contenders, factory)
         if baselines:
