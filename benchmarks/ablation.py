@@ -47,7 +47,10 @@ WITHOUT = {
     "steeper fall": {"fall": 1.0},
     "wider bound of short runs": {"ratio_power": 0.0},
     "narrower bound of persistent moves": {"persistence_power": 0.0},
-    "narrower bound of persistent moves, 2 % for all": {"persistence_power": 0.0, "max_ratio": 0.02},
+    "narrower bound of persistent moves, 2 % for all": {
+        "persistence_power": 0.0,
+        "max_ratio": 0.02,
+    },
     "the tighter target, 1e-2 for 1e-3": {"target_ratio": 1e-3},
 }
 
