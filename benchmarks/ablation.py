@@ -14,6 +14,7 @@ missed. Writes `ablation.json`.
 import argparse
 import json
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from validation_tasks import VALIDATION
 import optax_meta
 from optax_meta import protocol
 from optax_meta.evaluation import library_versions
+from optax_meta.guides import Guide
 from optax_meta.tasks import Task
 
 HERE = Path(__file__).parent
@@ -35,6 +37,7 @@ STARTS = (1e-5, 1.0, 10.0)
 UNCALIBRATED: dict[str, Any] = {"calibration_steps": 0}
 SPARSE: dict[str, Any] = {"dense_steps": 0}
 UNBOUND: dict[str, Any] = {"max_ratio": math.inf, "max_growth": math.inf}
+COUNTS = ("calibration_steps", "dense_steps", "num_decisions")  # the rest of a guide is traced
 WITHOUT = {
     "calibration": UNCALIBRATED,
     "calibration, bounds": UNCALIBRATED | UNBOUND,
@@ -51,8 +54,14 @@ WITHOUT = {
         "persistence_power": 0.0,
         "max_ratio": 0.02,
     },
+    "end of raises": {"last_raise": math.inf},
     "the tighter target, 1e-2 for 1e-3": {"target_ratio": 1e-3},
 }
+
+
+def numbers(guide: Guide) -> dict[str, float]:
+    """Return what of a guide may change without compiling anew."""
+    return {name: value for name, value in guide._asdict().items() if name not in COUNTS}
 
 
 def runs(
@@ -63,11 +72,16 @@ def runs(
     seeds: int,
     starts: tuple[float, ...] = (1e-3,),
 ) -> Any:
-    """Return jitted (stacked policy parameters) → trajectories, leading axes [K, starts, seeds]."""
+    """Return jitted (policy parameters, `numbers` of guides) → trajectories.
 
-    def one(params: Any, start: jax.Array, key: jax.Array) -> optax_meta.Trajectory:
+    Both are stacked; the leading axes are [K, starts, seeds].
+    """
+
+    def one(
+        params: Any, guide: dict[str, jax.Array], start: jax.Array, key: jax.Array
+    ) -> optax_meta.Trajectory:
         return optax_meta.rollout(
-            policy._replace(params=params),
+            policy._replace(params=params, guide=policy.guide._replace(**guide)),
             task,
             key,
             total_steps=steps,
@@ -76,17 +90,19 @@ def runs(
         )
 
     keys = jax.random.split(jax.random.key(11), seeds)
-    every = jax.vmap(jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None)), (0, None, None))
+    over_seeds = jax.vmap(one, (None, None, None, 0))
+    every = jax.vmap(jax.vmap(over_seeds, (None, None, 0, None)), (0, 0, None, None))
     # Much is compiled for short runs.
     quickly = {"xla_backend_optimization_level": 1}
     return jax.jit(
-        lambda params: every(params, jnp.float32(starts), keys), compiler_options=quickly
+        lambda params, guides: every(params, guides, jnp.float32(starts), keys),
+        compiler_options=quickly,
     )
 
 
-def stacked(*params: Any) -> Any:
-    """Stack the parameters of several policies."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+def stacked(*trees: Any) -> Any:
+    """Stack what several policies, or guides, have in the same places."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *trees)
 
 
 def knocked_out(params: Any, mean: jax.Array, feature: int) -> Any:
@@ -110,6 +126,49 @@ def interval(logs: np.ndarray) -> list[float]:
     return np.percentile(means, [2.5, 97.5]).tolist()
 
 
+Row = tuple[str, Any, Guide]
+
+
+def rows_without(policy: optax_meta.Policy, hold: Any) -> dict[tuple[int, ...], list[Row]]:
+    """Return what runs without parts of the guide, by the counts that are compiled in."""
+    found: dict[tuple[int, ...], list[Row]] = {}
+    for part, change in WITHOUT.items():
+        guide = policy.guide._replace(**change)
+        counts = tuple(getattr(guide, name) for name in COUNTS)
+        rows = ("without", policy.params), ("hold, without", hold)
+        found.setdefault(counts, []).extend((f"{how} {part}", p, guide) for how, p in rows)
+    return found
+
+
+def losses_of(run: Any, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Run them; return log final losses, the mean over starts, float[S] each."""
+    names, params, guides = zip(*rows, strict=True)
+    ran = run(stacked(*params), stacked(*map(numbers, guides)))
+    return dict(zip(names, log_losses(ran).mean(axis=1), strict=True))
+
+
+def judge(policy: optax_meta.Policy, of_cell: Callable[..., Any]) -> dict[str, np.ndarray]:
+    """Return log final losses over those of the whole policy, float[S], by what was changed."""
+    guide, features = policy.guide, policy.encoder.features
+    hold = holding(policy).params
+    without = rows_without(policy, hold)
+    same = without.pop(tuple(getattr(guide, name) for name in COUNTS))
+    rows = [("whole", policy.params, guide), ("hold", hold, guide), *same]
+    run, size = of_cell(policy), len(rows) + len(features)
+    seen = run(stacked(*[policy.params] * size), stacked(*[numbers(guide)] * size))
+    weight = seen.mask[..., None]
+    mean = jnp.sum(seen.observation * weight, (0, 1, 2, 3)) / jnp.sum(weight)
+    for i, name in enumerate(features):
+        rows.append((name, knocked_out(policy.params, mean, i), guide))
+    found = losses_of(run, rows)
+    for counts, others in without.items():
+        changed = policy._replace(guide=guide._replace(**dict(zip(COUNTS, counts, strict=True))))
+        starts = (1e-3,) if changed.guide.calibration_steps else STARTS
+        found |= losses_of(of_cell(changed, starts=starts), others)
+    base = found.pop("whole")
+    return {name: losses - base for name, losses in found.items()}
+
+
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -118,37 +177,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     policy = optax_meta.load_policy(options.policy)
-    hold = holding(policy)
     rows: dict[str, list[np.ndarray]] = {}
     for task in (make() for make in VALIDATION.values()):
         for optimizer in NAMES:
             of_cell = partial(
                 runs, task=task, optimizer=optimizer, steps=options.steps, seeds=options.seeds
             )
-            seen = of_cell(policy)(stacked(policy.params))
-            weight = seen.mask[..., None]
-            mean = jnp.sum(seen.observation * weight, (0, 1, 2, 3)) / jnp.sum(weight)
-            features = policy.encoder.features
-            names = ["whole", "hold", *features]
-            variants = [knocked_out(policy.params, mean, i) for i in range(len(features))]
-            ran = of_cell(policy)(stacked(policy.params, hold.params, *variants))
-            found = dict(zip(names, log_losses(ran), strict=True))
-            for part, change in WITHOUT.items():
-                changed = policy._replace(guide=policy.guide._replace(**change))
-                starts = STARTS if "calibration_steps" in change else (1e-3,)
-                ran = of_cell(changed, starts=starts)(stacked(policy.params, hold.params))
-                of_whole, of_hold = log_losses(ran).mean(axis=1, keepdims=True)
-                found |= {f"without {part}": of_whole, f"hold, without {part}": of_hold}
-            base = found.pop("whole")
-            for name, losses in found.items():
-                rows.setdefault(name, []).append(losses - base)
+            for name, losses in judge(policy, of_cell).items():
+                rows.setdefault(name, []).append(losses)
             jax.clear_caches()
             print(task.name, optimizer, flush=True)
     result: dict[str, Any] = {"versions": library_versions(), "policy": options.policy}
     result["loss_over_whole"] = {}
     for name, parts in rows.items():
         logs = np.stack(parts)
-        error = logs.mean(axis=(0, 1)).std(ddof=1) / math.sqrt(options.seeds)
+        error = logs.mean(axis=0).std(ddof=1) / math.sqrt(options.seeds)
         ratio = float(np.exp(logs.mean()))
         result["loss_over_whole"][name] = {"ratio": ratio, "standard_error": float(ratio * error)}
         print(f"{name:50s} {ratio:6.3f} ± {2.0 * ratio * error:.3f}")

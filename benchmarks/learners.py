@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ablation import NAMES, interval, log_losses, runs, stacked
+from ablation import NAMES, interval, log_losses, numbers, runs, stacked
 from validation_tasks import VALIDATION
 
 from optax_meta.evaluation import library_versions
@@ -55,7 +55,9 @@ def main() -> None:
     policy = trainer.policy(trainer.init(0))
     for task, optimizer in cells:
         run = runs(policy, task, optimizer, options.steps, options.seeds)
-        base, *ends = log_losses(run(stacked(policy.params, *trained.values())))
+        params = [policy.params, *trained.values()]
+        guides = stacked(*[numbers(policy.guide)] * len(params))
+        base, *ends = log_losses(run(stacked(*params), guides))
         for (name, _), end in zip(trained, ends, strict=True):
             found[name].append(end - base)
         jax.clear_caches()

@@ -142,6 +142,15 @@ class Encoder(NamedTuple):
     needs_alignment: bool = False
 
 
+def is_set(number: Any, off: float) -> bool:
+    """Whether a number that may be traced differs from the one that turns it off; if so, it may.
+
+    >>> is_set(0.0, off=0.0), is_set(jnp.float32(0.0), off=0.0)
+    (False, True)
+    """
+    return not isinstance(number, (int, float)) or number != off
+
+
 def check_whole(name: str, number: Any, least: int = 1) -> Any:
     """Refuse what is no count; return it, a NumPy integer as an `int`.
 

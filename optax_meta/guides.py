@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Hyperparams
+from optax_meta.base import Hyperparams, is_set
 from optax_meta.metrics import Metrics
 
 HYPERPARAM = "learning_rate"
@@ -57,6 +57,12 @@ class Guide(NamedTuple):
             than `target_ratio` off the parameters. 0 for leaving it alone.
         fall: in a run of known length a held rate falls as (1 - p) to this power, p the share of
             the run that is over: 1 for linearly, 0 for not at all.
+        last_raise: in a run of known length no action raises the rate any more once more than this
+            share of the run is over.
+        raise_power: in a run of T steps, fewer than 1000, that share is `last_raise` times (1000/T)
+            to this power.
+
+    The numbers that are no counts may be traced, for instance to search for a guide by `jax.vmap`.
 
     Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
     "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
@@ -84,6 +90,8 @@ class Guide(NamedTuple):
     num_decisions: int = 0
     total_decay: float = 0.0
     fall: float = 0.0
+    last_raise: float = math.inf
+    raise_power: float = 0.0
 
     @property
     def first_decisions(self) -> int:
@@ -93,7 +101,7 @@ class Guide(NamedTuple):
     @property
     def needs_alignment(self) -> bool:
         """Whether it reads the norms of parameters and updates."""
-        return self.calibration_steps > 0 or self.max_ratio < math.inf
+        return self.calibration_steps > 0 or is_set(self.max_ratio, math.inf)
 
     def decision_interval(self, total_steps: Any) -> Any:
         """Return the steps between decisions: a whole number, or int32[] for a traced horizon."""
@@ -125,7 +133,7 @@ class Guide(NamedTuple):
         if HYPERPARAM not in hyperparams:
             return hyperparams
         rate = hyperparams[HYPERPARAM]
-        lead = rate * self._fallen(metrics).astype(rate.dtype) if self.fall > 0.0 else rate
+        lead = rate * self._fallen(metrics).astype(rate.dtype) if is_set(self.fall, 0.0) else rate
         if self.calibration_steps > 0:
             wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
             jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
@@ -145,7 +153,7 @@ class Guide(NamedTuple):
     def _lead_decay(
         self, metrics: Metrics, hyperparams: Hyperparams, rate: jax.Array
     ) -> Hyperparams:
-        if self.total_decay == 0.0 or DECAY not in hyperparams:
+        if DECAY not in hyperparams or not is_set(self.total_decay, 0.0):
             return {}
         decay = hyperparams[DECAY]
         per_step = self.total_decay * _over_steps(metrics)
@@ -157,35 +165,49 @@ class Guide(NamedTuple):
         decay = jnp.where(is_near, harmless.astype(decay.dtype), decay)
         return {DECAY: jnp.where(is_first, wanted, decay)}
 
-    def bound(self, metrics: Metrics, hyperparams: Hyperparams, wanted: Hyperparams) -> Hyperparams:
+    def bound(
+        self, metrics: Metrics, hyperparams: Hyperparams, lead: Hyperparams, wanted: Hyperparams
+    ) -> Hyperparams:
         """Return `wanted` with the rate held to `max_ratio`; after the end, what there is.
 
         Args:
             metrics: the run since the last decision.
             hyperparams: those used since.
+            lead: those that holding would give.
             wanted: those that the policy asks for.
         """
-        if HYPERPARAM in hyperparams and self.max_ratio < math.inf:
-            largest = self._largest(metrics, hyperparams[HYPERPARAM])
-            wanted = {**wanted, HYPERPARAM: jnp.minimum(wanted[HYPERPARAM], largest)}
+        if HYPERPARAM in hyperparams:
+            rate = self._held(metrics, *(h[HYPERPARAM] for h in (hyperparams, lead, wanted)))
+            wanted = {**wanted, HYPERPARAM: rate}
         is_over = metrics.progress >= 1.0
         return {name: jnp.where(is_over, hyperparams[name], new) for name, new in wanted.items()}
 
-    def _largest(self, metrics: Metrics, rate: jax.Array) -> jax.Array:
-        """Return the rate at which the last update would have been as large as it may."""
-        shortness = jnp.clip(_USUAL_STEPS * _over_steps(metrics), 0.0, 10.0)
-        stretch = jnp.where(metrics.progress > 0.0, shortness**self.ratio_power, 1.0)
+    def _held(
+        self, metrics: Metrics, rate: jax.Array, lead: jax.Array, wanted: jax.Array
+    ) -> jax.Array:
+        if is_set(self.max_ratio, math.inf):
+            wanted = jnp.minimum(wanted, rate * self._room(metrics).astype(rate.dtype))
+        if is_set(self.last_raise, math.inf):
+            # Where the length of the run is not known, `progress` is below 0.
+            stretch = jnp.maximum(_shortness(metrics), 1.0) ** self.raise_power
+            share = self.last_raise * stretch
+            wanted = jnp.where(metrics.progress > share, jnp.minimum(wanted, lead), wanted)
+        return wanted
+
+    def _room(self, metrics: Metrics) -> jax.Array:
+        """Return by how much the last update may be scaled and be no larger than it may."""
+        stretch = jnp.where(metrics.progress > 0.0, _shortness(metrics) ** self.ratio_power, 1.0)
         inert = metrics.persistence - jnp.maximum(metrics.alignment, 0.0)
         rho = jnp.clip(inert, 0.0, 0.95)
         reach = ((1.0 + rho) / (1.0 - rho)) ** self.persistence_power
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
         room = jnp.maximum(self.max_ratio * stretch / reach, least)
         room /= jnp.maximum(metrics.update_ratio, 1e-30)
-        # Before the first update a calibrated rate has nothing to do with `rate`, the user's.
+        # Before the first update a calibrated rate has nothing to do with that of the user.
         is_probe = (metrics.step == 0) & (self.calibration_steps > 0)
         room = jnp.where(metrics.num_moves > 0.0, room, jnp.where(is_probe, _LARGEST_JUMP, 1.0))
         room = jnp.where(metrics.saw_finite, room, 0.5)
-        return rate * jnp.minimum(room, _LARGEST_JUMP).astype(rate.dtype)
+        return jnp.minimum(room, _LARGEST_JUMP)
 
     def _fallen(self, metrics: Metrics) -> jax.Array:
         """Return (1 - p)/(1 - p'), to the power, for the progress p now and p' when last asked."""
@@ -194,6 +216,11 @@ class Guide(NamedTuple):
         left, left_before = 1.0 - metrics.progress, 1.0 - metrics.progress * share
         kept = left / jnp.maximum(left_before, 1e-6)
         return jnp.where(metrics.progress >= 0.0, kept**self.fall, 1.0)
+
+
+def _shortness(metrics: Metrics) -> jax.Array:
+    """Return 1000 over the length of the run, at most 10; 0 where it is not known, or not yet."""
+    return jnp.clip(_USUAL_STEPS * _over_steps(metrics), 0.0, 10.0)
 
 
 def _over_steps(metrics: Metrics) -> jax.Array:

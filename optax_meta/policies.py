@@ -106,9 +106,8 @@ class Policy(NamedTuple):
             hyperparams: those used since.
         """
         lead = self.guide.lead(metrics, hyperparams)
-        return self.guide.bound(
-            metrics, hyperparams, actions.apply(self.action_space, action, lead)
-        )
+        wanted = actions.apply(self.action_space, action, lead)
+        return self.guide.bound(metrics, hyperparams, lead, wanted)
 
     def as_controller(
         self, init: ControllerInit, update: ControllerUpdate, decision_interval: Any

@@ -17,7 +17,7 @@ import optax
 from jax.core import Tracer
 
 from optax_meta import metrics as metrics_lib
-from optax_meta.base import Controller, Hyperparams, check_interval
+from optax_meta.base import Controller, Hyperparams, check_interval, is_set
 from optax_meta.metrics import Metrics, Statistics
 
 _FOREIGN = (
@@ -484,7 +484,7 @@ def _step(
     measured, last_samples = _measure(
         controller, axis_name, known, updates, state, params, extra_args
     )
-    if controller.guards_nonfinite and controller.max_growth < math.inf:
+    if controller.guards_nonfinite and is_set(controller.max_growth, math.inf):
         updates, measured = _hold_growth(controller.max_growth * known.means[2], updates, measured)
     statistics = metrics_lib.accumulate(known, measured)
     if controller.guards_nonfinite:

@@ -134,10 +134,10 @@ def test_the_share_that_an_update_may_move_grows_as_the_run_gets_shorter(metrics
     cases = (-1.0, 0.06), (0.01, 0.06), (0.04, 0.12), (0.0025, 0.03), (0.5, 0.06 * math.sqrt(10))
     with jax.debug_nans(True):
         for progress, largest in cases:
-            held = guide.bound(told(progress=progress), rate, wanted)["learning_rate"]
+            held = guide.bound(told(progress=progress), rate, rate, wanted)["learning_rate"]
             np.testing.assert_allclose(held, largest, rtol=1e-5)
     calibrated = guide._replace(calibration_steps=8, target_ratio=1e-2)
-    held = calibrated.bound(told(progress=1e-6), rate, wanted)["learning_rate"]
+    held = calibrated.bound(told(progress=1e-6), rate, rate, wanted)["learning_rate"]
     np.testing.assert_allclose(held, 0.02, rtol=1e-5)
 
 
@@ -311,6 +311,37 @@ def test_before_the_length_is_known_a_starting_decay_takes_little():
     assert np.all(np.abs(updates) < 0.03)
 
 
+@pytest.mark.parametrize(
+    ("progress", "step", "expected"),
+    [
+        (0.5, 1000, 2.0),
+        (0.7, 1400, 0.9),  # 2000 steps: no longer than 1000, as far as this goes
+        (0.7, 175, 2.0),  # 250 steps: up to 1.2 of the run
+        (0.9, 450, 0.9),  # 500 steps: up to 0.85
+        (-1.0, 1400, 2.0),
+    ],
+)
+def test_no_raise_late_in_a_run_of_known_length(metrics, progress, step, expected):
+    guide = Guide(last_raise=0.6, raise_power=0.5)
+    rate, lead, raised, lowered = ({"learning_rate": jnp.float32(x)} for x in (1.0, 0.9, 2.0, 0.5))
+    seen = metrics(progress=progress, step=step)
+    assert guide.bound(seen, rate, lead, raised)["learning_rate"] == np.float32(expected)
+    assert guide.bound(seen, rate, lead, lowered)["learning_rate"] == np.float32(0.5)
+
+
+def test_guides_may_be_traced():
+    policy = optax_meta.init_policy(jax.random.key(0), action_space=actions.learning_rate())
+    task, falls = optax_meta.tasks.quadratic(dim=3), (0.5, 2.0)
+
+    def rates(fall):
+        guided = policy._replace(guide=Guide(fall=fall, last_raise=0.5, max_ratio=0.1))
+        return optax_meta.rollout(guided, task, jax.random.key(1), total_steps=50).learning_rate
+
+    traced = jax.jit(jax.vmap(rates))(jnp.array(falls))
+    np.testing.assert_allclose(traced, [rates(fall) for fall in falls], rtol=1e-6)
+    assert traced[0, -1] > traced[1, -1]
+
+
 def test_moves_that_momentum_alone_carries_on_are_held_shorter(metrics):
     guide = Guide(max_ratio=0.05, persistence_power=0.5)
     told = partial(metrics, update_norm=0.1, param_norm=1.0, step=10)
@@ -318,7 +349,7 @@ def test_moves_that_momentum_alone_carries_on_are_held_shorter(metrics):
 
     def largest(**seen):
         wanted = {"learning_rate": jnp.float32(10.0)}
-        return float(guide.bound(told(**seen), rate, wanted)["learning_rate"])
+        return float(guide.bound(told(**seen), rate, rate, wanted)["learning_rate"])
 
     assert largest() == pytest.approx(0.5)
     assert largest(persistence=0.8) == pytest.approx(0.5 / 3.0)

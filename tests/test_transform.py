@@ -515,9 +515,7 @@ def test_norms_of_a_sample_are_those_of_the_whole():
     params["counts"] = jnp.ones(10**6, jnp.int32)
     sampled = metrics_lib.sample(params)
     assert sampled.size < 6000
-    np.testing.assert_allclose(
-        np.linalg.norm(sampled), metrics_lib.global_norm(params), rtol=0.05
-    )
+    np.testing.assert_allclose(np.linalg.norm(sampled), metrics_lib.global_norm(params), rtol=0.05)
 
 
 def test_an_error_of_the_controller_is_its_own():

@@ -21,6 +21,16 @@ from optax_meta.meta.training import MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, init_policy
 from optax_meta.writers import Writer
 
+_GUIDE = Guide(
+    calibration_steps=8,
+    target_ratio=1e-2,
+    max_ratio=0.05,
+    max_growth=3.0,
+    dense_steps=20,
+    num_decisions=100,
+    fall=1.0,
+)
+
 
 def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     """Build the meta-trainer that `any-lr-v1` comes from: the learning rate of any optimizer.
@@ -28,8 +38,8 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     It learns where one update may move the parameters by a twentieth of their norm and a held rate
     falls linearly. It is used with a margin, since a policy leans on the bound that it learns
     under, and since what chance has taught it late in a run costs more than it brings: moves that
-    momentum carries on may be shorter, those of runs below 1000 steps longer, and the fall is
-    steeper.
+    momentum carries on may be shorter, those of runs below 1000 steps longer, the fall is steeper,
+    and in the last four tenths of a run, later in a short one, no rate is raised any more.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
@@ -47,21 +57,15 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         jax.random.key(0),
         encoder=observations.scale_free(),
         action_space=actions.learning_rate((0.5, 1 / 1.2, 1.0, 1.2, 2.0), bounds=(1e-12, 1e6)),
-        guide=Guide(
-            calibration_steps=8,
-            target_ratio=1e-2,
-            max_ratio=0.05,
-            max_growth=3.0,
-            dense_steps=20,
-            num_decisions=100,
-            fall=1.0,
-        ),
+        guide=_GUIDE,
         hold_probability=0.7,
     )
     families = [make() for make in FAMILIES.values()]
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
     trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
-    used = policy.guide._replace(ratio_power=0.25, persistence_power=0.4, fall=2.0)
+    used = _GUIDE._replace(
+        ratio_power=0.25, persistence_power=0.4, fall=2.0, last_raise=0.6, raise_power=0.5
+    )
     return trainer._replace(policy=lambda state: trainer.policy(state)._replace(guide=used))
 
 
@@ -89,9 +93,7 @@ def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
         jax.random.key(0),
         encoder=observations.scale_free(weight_decay=True),
         action_space=actions.factored(*source.action_space.moves, decay),
-        guide=source.guide._replace(
-            max_ratio=0.05, ratio_power=0.0, persistence_power=0.0, fall=1.0, total_decay=5.0
-        ),
+        guide=_GUIDE._replace(total_decay=5.0),
         hold_probability=0.7,
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))

@@ -132,7 +132,8 @@ def meta_trainer(
     samples actions and follows -Σ log π(aₜ|sₜ)·Aₜ, where Aₜ is the return less that of the group,
     over the group's spread; the rewards are falls of the log-loss that add up to that between the
     first and the last. "evolution" perturbs the policy's parameters in antithetic pairs instead,
-    with the mode of the policy, and follows the ranks of the final log-losses within each group.
+    draws actions with the same random numbers in all runs of a group, and follows the ranks of
+    their final log-losses.
 
     Args:
         families: what to learn from.
@@ -399,7 +400,7 @@ def _run(
             total_steps=total_steps,
             optimizer=draw_optimizer(optimizer_key),
             learning_rate=jnp.exp(jax.random.uniform(rate_key, minval=low, maxval=high)),
-            seed=seed if setting.learner == "reinforce" else None,
+            seed=seed,
             horizon_is_known=horizon_is_known,
             max_decisions=_max_decisions(setting),
         )
@@ -414,6 +415,7 @@ def _run(
             jax.random.key(seeds[0, 0]), (setting.rollouts // 2, flat.size)
         )
         moves = jnp.concatenate([half, -half])
+        seeds = jnp.broadcast_to(seeds[:, :1], seeds.shape)
         runs = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(
             task_keys, seeds, flat[None] + moves
         )
