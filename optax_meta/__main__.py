@@ -1,7 +1,5 @@
 """`python -m optax_meta`."""
 
-import sys
+from optax_meta.cli import _entry
 
-from optax_meta.cli import main
-
-sys.exit(main())
+_entry()

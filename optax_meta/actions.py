@@ -406,15 +406,18 @@ def check_bounds(bounds: Bounds) -> Bounds:
         bounds: smallest and largest value allowed.
 
     Raises:
-        ValueError: they are crossed, equal or nan.
+        ValueError: they are no two numbers, or crossed, equal or nan.
 
     Example:
         >>> optax_meta.actions.check_bounds((0, 1))
         (0.0, 1.0)
     """
-    low, high = map(float, bounds)
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        low = high = math.nan
     if not low < high:
-        raise ValueError(f"`bounds` must be (low, high) with low < high, got {tuple(bounds)}")
+        raise ValueError(f"`bounds` must be (low, high) with low < high, got {bounds!r}")
     return low, high
 
 

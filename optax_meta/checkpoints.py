@@ -27,7 +27,7 @@ from optax_meta.actions import ActionSpace
 from optax_meta.base import Encoder
 from optax_meta.guides import Guide
 from optax_meta.observations import ENCODERS
-from optax_meta.policies import Policy, PolicyNetwork, init_policy
+from optax_meta.policies import Policy, PolicyNetwork, check_policy, init_policy
 
 FORMAT = 1
 _LARGEST_FILE = 64 * 2**20
@@ -61,8 +61,8 @@ def save_policy(
             JSON values.
 
     Raises:
-        ValueError: the network is of another class, a parameter is not finite or beyond ±10000, the
-            policy is one that `load_policy` would refuse, or the path cannot be written.
+        ValueError: `policy` is none, its network is of another class, a parameter is not finite or
+            beyond ±10000, `load_policy` would refuse it, or the path cannot be written.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -72,6 +72,7 @@ def save_policy(
         >>> same.action_space == policy.action_space
         True
     """
+    check_policy(policy)
     if not isinstance(policy.network, PolicyNetwork):
         raise ValueError(
             f"only a PolicyNetwork can be saved, got {type(policy.network).__name__}: save the "
@@ -134,6 +135,10 @@ adamw-lr-wd-v1, any-lr-v1
     except KeyError as error:
         raise ValueError(
             f"cannot read the policy file `{path}`: it has no {error.args[0]!r}"
+        ) from error
+    except (IsADirectoryError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"cannot read the policy file `{path}`: it is none that `save_policy` wrote, or damaged"
         ) from error
     except Exception as error:  # a hostile file may provoke any: one error for all
         raise ValueError(f"cannot read the policy file `{path}`: {error}") from error

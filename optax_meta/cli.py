@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 import textwrap
@@ -30,6 +31,8 @@ METHODS = (
     "reinforce",
     "random-walk",
 )
+
+_STOPPED = 130
 
 _NARROW = (
     "method",
@@ -64,7 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("optax-meta: stopped; nothing was written", file=sys.stderr)  # noqa: T201
-        return 130
+        return _STOPPED
+
+
+def _entry() -> NoReturn:
+    """Run as a program; after Ctrl-C leave at once, since XLA neither stops nor bears an exit."""
+    code = main()
+    if code == _STOPPED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,6 +190,8 @@ def _compare(options: argparse.Namespace) -> int:
 
     folder = reports.check_folder(options.out)
     interrupted = False
+    if not sys.stderr.isatty():  # else the progress bar tells
+        _say("each method takes half a minute to compile, or more")
     with _progress() as show:
         try:
             comparison = evaluation.compare(
@@ -198,7 +213,7 @@ def _compare(options: argparse.Namespace) -> int:
     if interrupted:
         left = f"seeds {comparison.seeds} … {options.seeds - 1} are left out"
         _say(f"stopped; {left}. All of them: {_command(options)}")
-    return 130 if interrupted else 0
+    return _STOPPED if interrupted else 0
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -214,8 +229,6 @@ def _say(text: str) -> None:
 
 
 def _meta_train(options: argparse.Namespace) -> int:
-    import os
-
     _require("meta-train", "meta", "rich", "sklearn", "orbax")
     devices = options.devices or (2 if options.distributed is None else 1)
     # Read by XLA when the first device is asked for.
@@ -254,10 +267,7 @@ def _meta_train(options: argparse.Namespace) -> int:
             _say("stopped; the same command goes on from the latest checkpoint")
             if (folder / "log.jsonl").exists():  # after the first update
                 _write_page(folder)
-            if not training.done():
-                sys.stdout.flush()
-                os._exit(130)  # XLA does not stop, and a run may be killed at any moment
-            return 130
+            return _STOPPED
     path = folder / f"{options.recipe}.policy"
     if jax.process_index() == 0:
         *_, last = (folder / "log.jsonl").read_text().splitlines()

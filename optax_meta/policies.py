@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_meta import actions, observations
 from optax_meta.actions import ActionSpace
@@ -74,6 +75,15 @@ class Policy(NamedTuple):
     encoder: Encoder
     action_space: ActionSpace
     guide: Guide = Guide()
+
+    def __repr__(self) -> str:
+        """Say what it sees and does, not its parameters one by one."""
+        space = self.action_space
+        return (
+            f"Policy({type(self.network).__name__} of {optax.tree.size(self.params)} parameters, "
+            f"{len(self.encoder.features)} features of {self.encoder.name}, "
+            f"{space.num_actions} actions on {', '.join(space.hyperparams)})"
+        )
 
     def observe(
         self, metrics: Metrics, encoder_state: Any, hyperparams: Hyperparams

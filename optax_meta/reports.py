@@ -179,7 +179,8 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
         Path of the page.
 
     Raises:
-        ValueError: the folder holds none of these, or a file of it cannot be read.
+        ValueError: the folder holds none of these, a file of it cannot be read, or the page cannot
+            be written.
 
     Example:
         >>> optax_meta.reports.rebuild_report("/proc/nowhere")
@@ -193,8 +194,11 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
     page = folder / "report.html" if out is None else Path(out)
     check_folder(page.parent)
     text = _page_of(folder)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write to `{page}`: {error.strerror}") from error
     return page
 
 
@@ -203,9 +207,10 @@ def _page_of(folder: Path) -> str:
     if source is None:
         runs = [path for path in sorted(folder.iterdir()) if path.is_dir() and _source(path)]
         hint = f"; pass a folder inside it, such as `{runs[0]}`" if runs else ""
+        logs = list(folder.glob("*.jsonl"))
         raise ValueError(
             f"`{folder}` holds neither results.json (of `optax-meta compare`) nor log.jsonl (of "
-            f"`optax-meta meta-train`) nor exactly one file of step rows, *.jsonl{hint}"
+            f"`optax-meta meta-train`) nor one file of step rows, but {len(logs)} *.jsonl{hint}"
         )
     if source.name == "results.json":
         return _page(files.read_comparison(folder))
@@ -492,7 +497,7 @@ def _draw_timelines(methods: Mapping[str, MethodResult], width: float) -> "Figur
     panels = [
         (name, hyperparam, result)
         for name, result in methods.items()
-        for hyperparam in result.records.hyperparams
+        for hyperparam in charts.moved(result)
     ]
     colors = dict(zip(methods, plots.COLORS * len(methods), strict=False))
     figure, axes = _new_figure(width, 2.2 * -(-len(panels) // 2), (-(-len(panels) // 2), 2))

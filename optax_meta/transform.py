@@ -372,7 +372,9 @@ def _starting_value(
         )
     value = values[name]
     if not _is_number(value) or jnp.shape(value) != ():
-        what = "a schedule" if callable(value) else repr(value)
+        what = repr(value)
+        if callable(value):
+            what = "a schedule: pass its peak, and let `warmup` or `join` do what it did"
         raise ValueError(
             f"`{name}` is steered by the controller and must start from a number, got {what}"
         )
@@ -662,7 +664,7 @@ def _keep_in_bounds(controller: Controller, name: str, old: jax.Array, new: Any)
 def _scalar(name: str, value: Any) -> jax.Array:
     if value is None:
         return jnp.float32(0.0)
-    if isinstance(value, (tuple, list, Mapping)):
+    if isinstance(value, (tuple, list, Mapping, str)):
         raise ValueError(
             f"`{name}` must be a real scalar, got a {type(value).__name__}: pass the loss alone, "
             "with `has_aux=True` the first of what `value_and_grad` returns"

@@ -36,6 +36,7 @@ GLOBALS = {
 }
 PUBLIC = [name for name in dir(optax_meta) if not name.startswith("_")]
 NAMESPACES = [name for name in PUBLIC if inspect.ismodule(getattr(optax_meta, name))]
+NUMBER = re.compile(r"\d[\d.]*(?:e[+-]\d+)?")
 SHAPE = re.compile(r"\b(float|int|uint|bool)(32|64)?\[")
 
 
@@ -99,13 +100,19 @@ def test_every_public_name_is_documented(name):
         assert SHAPE.search(doc), f"{name} returns arrays of what shape?"
 
 
-def test_readme_examples(tmp_path, monkeypatch):
+def test_readme_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert blocks
     names = [{} for _ in blocks]
     for block, own in zip(blocks, names, strict=True):
+        capsys.readouterr()
         exec(compile(block, str(README), "exec"), own)  # noqa: S102 - our own README
+        if shown := re.search(r"(?:^# .*\n)+\Z", block, re.MULTILINE):
+            said, printed = re.sub("^# ", "", shown[0], flags=re.MULTILINE), capsys.readouterr().out
+            assert NUMBER.split(printed) == NUMBER.split(said)
+            numbers = [list(map(float, NUMBER.findall(text))) for text in (printed, said)]
+            np.testing.assert_allclose(*numbers, rtol=0.05)
     assert names[0]["row"].value < 0.1  # what greets a newcomer has learned something
 
 

@@ -101,8 +101,12 @@ def test_unreadable_and_unwritable_files(tmp_path):
         file.truncate(checkpoints._LARGEST_FILE + 1)
     with pytest.raises(ValueError, match="it is larger than 64 MiB"):
         load_policy(tmp_path / "large")
+    with pytest.raises(ValueError, match=r"cannot read the policy file .*: it is none that"):
+        load_policy(tmp_path)
+    with pytest.raises(ValueError, match="`policy` must be a Policy, got PosixPath"):
+        save_policy(tmp_path / "swapped", optax_meta.load_policy("any-lr-v1"))
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(ValueError, match=r"cannot read the policy file .*: File is not a zip file"):
+    with pytest.raises(ValueError, match=r"cannot read the policy file .*: it is none that"):
         load_policy(tmp_path / "text")
     with pytest.raises(ValueError, match="cannot write the policy to"):
         save_policy(init_policy(jax.random.key(0)), tmp_path / "none" / "mine.policy")

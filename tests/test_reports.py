@@ -97,7 +97,7 @@ def test_a_running_meta_training(log, tmp_path):
     ("files", "message"),
     [
         ({}, "holds neither results.json"),
-        ({"a.jsonl": "{}\n", "b.jsonl": "{}\n"}, "holds neither results.json"),
+        ({"a.jsonl": "{}\n", "b.jsonl": "{}\n"}, "nor one file of step rows, but 2 *.jsonl"),
         ({"a.jsonl": "{}\n"}, "a row of steps needs at least step, decided, and value or loss"),
         ({"a.jsonl": ""}, "holds no complete row yet"),
         ({"a.jsonl": "{\n{}\n"}, "line 1 of"),
@@ -121,6 +121,8 @@ def test_a_path_that_is_nearly_right_leads_to_the_folder(log, tmp_path, capsys):
     log.rename(tmp_path / "run" / "log.jsonl")
     assert cli.main(["report", str(tmp_path)]) == 2
     assert f"pass a folder inside it, such as `{tmp_path / 'run'}`" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path)]) == 2
+    assert f"cannot write to `{tmp_path}`: Is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])

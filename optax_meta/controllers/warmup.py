@@ -80,12 +80,20 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
         tells of the decisions of a policy where one of them has one.
 
     Raises:
-        ValueError: the lengths do not fit, or the boundaries do not rise from above 0.
+        ValueError: these are no controllers, the lengths do not fit, or the boundaries do not rise
+            from above 0.
 
     Example:
         >>> stages = [optax_meta.warmup(100), optax_meta.constant(), optax_meta.plateau()]
         >>> controller = optax_meta.join(stages, boundaries=[100, 500])
     """
+    if isinstance(controllers, Controller) or not all(
+        isinstance(controller, Controller) for controller in controllers
+    ):
+        raise ValueError(
+            "`controllers` must be a list of Controllers, as in "
+            "`join([warmup(100), plateau()], boundaries=[100])`"
+        )
     if not controllers or len(boundaries) != len(controllers) - 1:
         raise ValueError(
             f"`boundaries` must be one fewer than `controllers`, got {len(boundaries)} for "

@@ -52,15 +52,27 @@ def loss_chart(methods: Mapping[str, MethodResult], smoothing: int) -> dict[str,
     return _chart("loss", "Training loss", "step", f"loss, mean of {smoothing} steps", series)
 
 
+def moved(result: MethodResult) -> list[str]:
+    """Return which hyperparameters a method moved; the learning rate in any case.
+
+    Example:
+        >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
+        >>> optax_meta.pages.charts.moved(comparison.methods["constant"])
+        ['learning_rate']
+    """
+    runs = result.records.hyperparams.items()
+    return [name for name, run in runs if name == "learning_rate" or np.ptp(run) > 0.0]
+
+
 def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any]]:
     """Return a chart for each hyperparameter: seed 0 with its decisions, the others thinned.
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
         >>> [chart["id"] for chart in optax_meta.pages.charts.hyperparam_charts(comparison.methods)]
-        ['learning_rate', 'weight_decay']
+        ['learning_rate']
     """
-    names = dict.fromkeys(h for result in methods.values() for h in result.records.hyperparams)
+    names = dict.fromkeys(h for result in methods.values() for h in moved(result))
     return [
         _chart(
             hyperparam,
@@ -70,7 +82,7 @@ def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any
             [
                 {"style": i, **_timeline(name, hyperparam, result)}
                 for i, (name, result) in enumerate(methods.items())
-                if hyperparam in result.records.hyperparams
+                if hyperparam in moved(result)
             ],
         )
         for hyperparam in names
