@@ -372,7 +372,7 @@ def _hold_choice(move: Move) -> int | None:
 def _label(move: Move, amount: float) -> str:
     if amount == _HOLD[move.kind]:
         return ""
-    effect = {"scale": f"×{amount:g}", "add": f"{amount:+g}", "log": f"×e^{amount:g}"}[move.kind]
+    effect = {"scale": f"×{amount:.3g}", "add": f"{amount:+g}", "log": f"×e^{amount:g}"}[move.kind]
     return f"{move.hyperparam} {effect}"
 
 
