@@ -4,8 +4,8 @@ Validation tier, so that the answer may choose. A feature is knocked out by show
 mean in place of its value; nothing is trained again. A part of the guide is taken away under the
 policy and under holding alone; without the calibration, that survives any start, runs begin at
 three of them, with and without what else might save those that are too high. Figures are geometric
-means of the final loss over that of the whole policy on the same seeds: above 1, the part is
-missed. Writes `ablation.json`.
+means of the final loss, above the least that can be had where that is known, over that of the whole
+policy on the same seeds: above 1, the part is missed. Writes `ablation.json`.
 
     python benchmarks/ablation.py
     python benchmarks/ablation.py --policy mine.policy
@@ -114,9 +114,10 @@ def knocked_out(params: Any, mean: jax.Array, feature: int) -> Any:
     return {"params": {**params["params"], "Dense_0": layer}}
 
 
-def log_losses(trajectories: optax_meta.Trajectory) -> np.ndarray:
-    """Return log final losses; a lost run counts one nat above its start."""
-    final, initial = (np.asarray(x["loss"], float) for x in trajectories[-1:-3:-1])
+def log_losses(trajectories: optax_meta.Trajectory, floor: float = 0.0) -> np.ndarray:
+    """Return logs of final losses above `floor`; a lost run counts one nat above its start."""
+    final, initial = (np.asarray(x["loss"], float) - floor for x in trajectories[-1:-3:-1])
+    final = np.where(final < 1e-6 * initial, 1e-6 * initial, final)
     return np.log(np.where(np.isfinite(final), np.minimum(final, np.e * initial), np.e * initial))
 
 
@@ -140,14 +141,16 @@ def rows_without(policy: optax_meta.Policy, hold: Any) -> dict[tuple[int, ...], 
     return found
 
 
-def losses_of(run: Any, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+def losses_of(run: Any, rows: Sequence[Row], floor: float) -> dict[str, np.ndarray]:
     """Run them; return log final losses, the mean over starts, float[S] each."""
     names, params, guides = zip(*rows, strict=True)
     ran = run(stacked(*params), stacked(*map(numbers, guides)))
-    return dict(zip(names, log_losses(ran).mean(axis=1), strict=True))
+    return dict(zip(names, log_losses(ran, floor).mean(axis=1), strict=True))
 
 
-def judge(policy: optax_meta.Policy, of_cell: Callable[..., Any]) -> dict[str, np.ndarray]:
+def judge(
+    policy: optax_meta.Policy, of_cell: Callable[..., Any], floor: float
+) -> dict[str, np.ndarray]:
     """Return log final losses over those of the whole policy, float[S], by what was changed."""
     guide, features = policy.guide, policy.encoder.features
     hold = holding(policy).params
@@ -160,11 +163,11 @@ def judge(policy: optax_meta.Policy, of_cell: Callable[..., Any]) -> dict[str, n
     mean = jnp.sum(seen.observation * weight, (0, 1, 2, 3)) / jnp.sum(weight)
     for i, name in enumerate(features):
         rows.append((name, knocked_out(policy.params, mean, i), guide))
-    found = losses_of(run, rows)
+    found = losses_of(run, rows, floor)
     for counts, others in without.items():
         changed = policy._replace(guide=guide._replace(**dict(zip(COUNTS, counts, strict=True))))
         starts = (1e-3,) if changed.guide.calibration_steps else STARTS
-        found |= losses_of(of_cell(changed, starts=starts), others)
+        found |= losses_of(of_cell(changed, starts=starts), others, floor)
     base = found.pop("whole")
     return {name: losses - base for name, losses in found.items()}
 
@@ -183,7 +186,7 @@ def main() -> None:
             of_cell = partial(
                 runs, task=task, optimizer=optimizer, steps=options.steps, seeds=options.seeds
             )
-            for name, losses in judge(policy, of_cell).items():
+            for name, losses in judge(policy, of_cell, task.floor).items():
                 rows.setdefault(name, []).append(losses)
             jax.clear_caches()
             print(task.name, optimizer, flush=True)
