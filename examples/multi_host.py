@@ -95,8 +95,5 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, help="how many there are")
     parser.add_argument("--process", type=int, help="which this is, from 0")
     args = parser.parse_args()
-    try:
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    except ValueError as error:  # neither SLURM nor Kubernetes nor a TPU pod
-        parser.error(f"{error} Pass --coordinator, --processes and --process")
+    jax.distributed.initialize(args.coordinator, args.processes, args.process)
     main(args.checkpoints, args.steps)
