@@ -37,7 +37,8 @@ STARTS = (1e-5, 1.0, 10.0)
 UNCALIBRATED: dict[str, Any] = {"calibration_steps": 0}
 SPARSE: dict[str, Any] = {"dense_steps": 0}
 UNBOUND: dict[str, Any] = {"max_ratio": math.inf, "max_growth": math.inf}
-COUNTS = ("calibration_steps", "dense_steps", "num_decisions")  # the rest of a guide is traced
+# These are compiled in; the rest of a guide is traced.
+COUNTS = tuple(name for name, value in Guide()._asdict().items() if isinstance(value, int))
 WITHOUT = {
     "calibration": UNCALIBRATED,
     "calibration, bounds": UNCALIBRATED | UNBOUND,

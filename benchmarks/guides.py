@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ablation import COUNTS, numbers
+from ablation import numbers
 from protocol import OPTIMIZERS, asked_for, by, table
 from validation_tasks import VALIDATION
 
@@ -34,9 +34,9 @@ def parsed(variant: str) -> dict[str, float]:
         change = {k: float(v) for k, v in (part.split("=") for part in variant.split(","))}
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected field=value,…, got {variant!r}") from None
-    fields = [name for name in Guide._fields if name not in COUNTS]
-    if wrong := set(change) - set(fields):
-        raise argparse.ArgumentTypeError(f"no number of a guide: {wrong}; there are {fields}")
+    known = list(numbers(Guide()))
+    if wrong := set(change) - set(known):
+        raise argparse.ArgumentTypeError(f"no number of a guide: {wrong}; there are {known}")
     return change
 
 

@@ -136,10 +136,6 @@ adamw-lr-wd-v1, any-lr-v1
         raise ValueError(
             f"cannot read the policy file `{path}`: it has no {error.args[0]!r}"
         ) from error
-    except (IsADirectoryError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"cannot read the policy file `{path}`: it is none that `save_policy` wrote, or damaged"
-        ) from error
     except Exception as error:  # a hostile file may provoke any: one error for all
         raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
 
@@ -277,6 +273,8 @@ def _plain(x: Any) -> Any:
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"it is larger than {_LARGEST_FILE >> 20} MiB")
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is none that `save_policy` wrote, or damaged")
     with zipfile.ZipFile(path) as archive:
         if sum(item.file_size for item in archive.infolist()) > _LARGEST_FILE:
             raise ValueError(f"it would unpack to more than {_LARGEST_FILE >> 20} MiB")

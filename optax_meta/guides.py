@@ -177,8 +177,8 @@ class Guide(NamedTuple):
             wanted: those that the policy asks for.
         """
         if HYPERPARAM in hyperparams:
-            rate = self._held(metrics, *(h[HYPERPARAM] for h in (hyperparams, lead, wanted)))
-            wanted = {**wanted, HYPERPARAM: rate}
+            rates = (values[HYPERPARAM] for values in (hyperparams, lead, wanted))
+            wanted = {**wanted, HYPERPARAM: self._held(metrics, *rates)}
         is_over = metrics.progress >= 1.0
         return {name: jnp.where(is_over, hyperparams[name], new) for name, new in wanted.items()}
 
@@ -189,8 +189,7 @@ class Guide(NamedTuple):
             wanted = jnp.minimum(wanted, rate * self._room(metrics).astype(rate.dtype))
         if is_set(self.last_raise, math.inf):
             # Where the length of the run is not known, `progress` is below 0.
-            stretch = jnp.maximum(_shortness(metrics), 1.0) ** self.raise_power
-            share = self.last_raise * stretch
+            share = self.last_raise * jnp.maximum(_shortness(metrics), 1.0) ** self.raise_power
             wanted = jnp.where(metrics.progress > share, jnp.minimum(wanted, lead), wanted)
         return wanted
 

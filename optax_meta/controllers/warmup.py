@@ -87,9 +87,7 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
         >>> stages = [optax_meta.warmup(100), optax_meta.constant(), optax_meta.plateau()]
         >>> controller = optax_meta.join(stages, boundaries=[100, 500])
     """
-    if isinstance(controllers, Controller) or not all(
-        isinstance(controller, Controller) for controller in controllers
-    ):
+    if not all(isinstance(controller, Controller) for controller in controllers):
         raise ValueError(
             "`controllers` must be a list of Controllers, as in "
             "`join([warmup(100), plateau()], boundaries=[100])`"

@@ -72,7 +72,7 @@ def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any
         >>> [chart["id"] for chart in optax_meta.pages.charts.hyperparam_charts(comparison.methods)]
         ['learning_rate']
     """
-    names = dict.fromkeys(h for result in methods.values() for h in moved(result))
+    steered = {name: moved(result) for name, result in methods.items()}
     return [
         _chart(
             hyperparam,
@@ -82,10 +82,10 @@ def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any
             [
                 {"style": i, **_timeline(name, hyperparam, result)}
                 for i, (name, result) in enumerate(methods.items())
-                if hyperparam in moved(result)
+                if hyperparam in steered[name]
             ],
         )
-        for hyperparam in names
+        for hyperparam in dict.fromkeys(h for names in steered.values() for h in names)
     ]
 
 
