@@ -4,11 +4,13 @@ Both train a task of the `relu` family under the same policy; one process, one d
 Prints inner steps per second, how time grows with tasks and with steps, what compiling costs, and
 the arithmetic behind it: operations a second beside those of large matrix products, which nothing
 on the same device exceeds.
-Writes `meta_throughput.json` beside this script.
+Writes `meta_throughput-cpu.json`, or that of another device, beside this script.
 
     python benchmarks/meta_throughput.py
+    python benchmarks/meta_throughput.py --tasks 1024 8192 65536  # where there is a GPU
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -37,6 +39,9 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tasks", type=int, nargs="*", default=[64, 256, 1024], help="at once")
+    counts = parser.parse_args().tasks
     trainer = runs.any_lr()
     policy = trainer.policy(trainer.init(0))
     family = families.FAMILIES["relu"]()
@@ -49,9 +54,9 @@ def main() -> None:
         return trajectory.final["loss"]
 
     many = jax.jit(jax.vmap(one, (0, None)))
-    keys = {count: jax.random.split(jax.random.key(0), count) for count in (64, 256, 1024)}
+    keys = {count: jax.random.split(jax.random.key(0), count) for count in counts}
     # The horizon is traced: this one program runs every length.
-    compiling = seconds(lambda: many.lower(keys[64], jnp.int32(200)).compile())
+    compiling = seconds(lambda: many.lower(keys[counts[0]], jnp.int32(200)).compile())
     task = family.build(family.sample(jax.random.key(0)))
     controller = optax_meta.learned(policy, total_steps=200)
     tx = optax_meta.control_hyperparams(optax.adam, controller)(learning_rate=1e-3)
@@ -81,13 +86,14 @@ def main() -> None:
         took = {"loop": seconds(loop)}
         for count, some in keys.items():
             took[f"{count} tasks"] = seconds(lambda some=some: many(some, jnp.int32(200)))
-        took["400"] = seconds(lambda: many(keys[256], jnp.int32(400)))
+        took["400"] = seconds(lambda: many(keys[counts[-1]], jnp.int32(400)))
         took["product"] = seconds(lambda: product(square, square))
         if repeat > 0:  # the first one compiles
             for name, value in took.items():
                 times[name].append(value)
     rate = {"loop": 200 / np.median(times["loop"])}
     rate |= {f"{n} tasks": n * 200 / float(np.median(times[f"{n} tasks"])) for n in keys}
+    most = f"{counts[-1]} tasks"
     peak = 2.0 * square.shape[0] ** 3 / float(np.median(times["product"]))
     results = {
         "inner_steps_per_second": {name: float(value) for name, value in rate.items()},
@@ -95,11 +101,11 @@ def main() -> None:
         "flops_of_a_step": flops,
         "flops_per_second_of_large_products": peak,
         "highest_ratio_that_arithmetic_allows": float(peak / flops / rate["loop"]),
-        "time_at_400_steps_over_200": float(np.median(np.divide(times["400"], times["256 tasks"]))),
+        "time_at_400_steps_over_200": float(np.median(np.divide(times["400"], times[most]))),
         "compile_seconds_for_all_horizons": compiling,
         "versions": library_versions(),
     }
-    (HERE / "meta_throughput.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / f"meta_throughput-{jax.default_backend()}.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 

@@ -36,7 +36,6 @@ from validation_tasks import VALIDATION
 
 import optax_meta
 from optax_meta import plots, protocol
-from optax_meta.evaluation import library_versions
 from optax_meta.protocol import Contender
 from optax_meta.tasks import Task
 
@@ -339,7 +338,9 @@ def main() -> None:
             print(stem, field, {k: round(v, 3) for k, v in by(cells, field, stem).items()})
     if options.write:
         rows = [score._asdict() for score in protocol.score(cells)]
-        results: dict[str, Any] = {"cut": options.cut, "versions": library_versions()}
+        ran_with = [cell["versions"] for cell in cells if "versions" in cell]
+        versions = [found for i, found in enumerate(ran_with) if found not in ran_with[:i]]
+        results: dict[str, Any] = {"cut": options.cut, "versions": versions}
         results |= {"rates": cut.rates, "horizons": options.steps or cut.horizons}
         results |= {"seeds": cut.seeds, "oracle_seeds": cut.oracle_seeds, "scores": rows}
         results["seconds"] = round(time.monotonic() - started)

@@ -5,6 +5,7 @@ chooses from: all that is needed to decide.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -31,6 +32,9 @@ Start = Literal["hold", "uniform"]
 class PolicyNetwork(nn.Module):
     """Map an observation to logits: Dense layers with ReLU, and a linear head.
 
+    It computes in full float32 on every device: the precision that a GPU or TPU takes for large
+    products would choose other actions there.
+
     Attributes:
         num_logits: outputs, `ActionSpace.num_logits`.
         hidden_sizes: widths of the hidden layers.
@@ -48,10 +52,10 @@ class PolicyNetwork(nn.Module):
     @nn.compact
     def __call__(self, observation: jax.Array) -> jax.Array:
         """Return float32[num_logits] for an observation, float32[features]."""
-        x = observation
+        dense, x = partial(nn.Dense, precision="highest"), observation
         for size in self.hidden_sizes:
-            x = nn.relu(nn.Dense(size)(x))
-        return nn.Dense(self.num_logits, kernel_init=nn.initializers.zeros, name="head")(x)
+            x = nn.relu(dense(size)(x))
+        return dense(self.num_logits, kernel_init=nn.initializers.zeros, name="head")(x)
 
 
 class Policy(NamedTuple):

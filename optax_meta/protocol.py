@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from optax_meta.base import Controller
+from optax_meta.evaluation import library_versions
 from optax_meta.tasks import Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
 
@@ -226,7 +227,7 @@ def judge(
         rates and S seeds: "losses"; "times", the shares of the steps, in twentieths, after which
         the run first has the oracle's mean loss, inf where it never does; "test_losses", what the
         task gives as "test_loss" after the last step, None where it holds no data out and inf where
-        it is not a number.
+        it is not a number. "versions": of the libraries that the schedules were run with.
 
     Raises:
         ValueError: fewer than two seeds, two tasks of one name, or a folder with results for other
@@ -559,6 +560,7 @@ def _cell(
         announce("sweep")
         oracle = runs.oracle(steps, setting["oracle_seeds"], scored)
         cell = {**setting, **oracle, **{field: {} for field in FIGURES}, "fingerprints": {}}
+        cell["versions"] = library_versions()
     goal = _oracle_loss(cell)
 
     def judge(names: Sequence[str]) -> dict[str, Any]:

@@ -422,7 +422,8 @@ def _run(
         values = _log_values(runs)
         ranks = jnp.argsort(jnp.argsort(values[..., -1], axis=1), axis=1)
         score = jnp.mean(ranks, axis=0) / (setting.rollouts - 1) - 0.5
-        learn = score @ moves / (setting.sigma**2 * setting.rollouts)
+        learn = jnp.matmul(score, moves, precision="highest")
+        learn /= setting.sigma**2 * setting.rollouts
     return {
         "learn": learn,
         "fall": jnp.mean(values[..., 0] - values[..., -1]),
