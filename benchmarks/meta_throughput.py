@@ -105,7 +105,9 @@ def main() -> None:
         "compile_seconds_for_all_horizons": compiling,
         "versions": library_versions(),
     }
-    (HERE / f"meta_throughput-{jax.default_backend()}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / f"meta_throughput-{jax.default_backend()}.json").write_text(
+        json.dumps(results, indent=1) + "\n"
+    )
     print(json.dumps(results, indent=1))
 
 

@@ -5,8 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+
+import optax_meta
 
 PROGRAM = Path(__file__).with_name("device_run.py")
 CONTROLLERS = ["constant", "plateau", "hypergradient", "reinforce", "learned"]
@@ -133,3 +138,16 @@ def test_a_sharded_model_is_never_gathered():
     flags = "--xla_force_host_platform_device_count=4"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     subprocess.run([sys.executable, "-c", GATHERED], check=True, env=env)
+
+
+# Where a product may be rounded, a TPU takes bfloat16 and a GPU tf32, and the policy other actions.
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_a_policy_rounds_no_product(platform):
+    controller = optax_meta.reinforce(optax_meta.load_policy("any-lr-v1"))
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)
+    params = jnp.ones((3, 4))
+    traced = jax.jit(tx.update).trace(params, tx.init(params), params, value=1.0)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) > 3
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)

@@ -132,8 +132,8 @@ def meta_trainer(
     samples actions and follows -Σ log π(aₜ|sₜ)·Aₜ, where Aₜ is the return less that of the group,
     over the group's spread; the rewards are falls of the log-loss that add up to that between the
     first and the last. "evolution" perturbs the policy's parameters in antithetic pairs instead,
-    draws actions with the same random numbers in all runs of a group, and follows the ranks of
-    their final log-losses.
+    others for each task, draws actions with the same random numbers in all runs of a group, and
+    follows the ranks of their final log-losses.
 
     Args:
         families: what to learn from.
@@ -411,19 +411,16 @@ def _run(
         values = _log_values(runs)
         learn = _episodes(setting, runs, values, is_shaped)
     else:
-        half = setting.sigma * jax.random.normal(
-            jax.random.key(seeds[0, 0]), (setting.rollouts // 2, flat.size)
-        )
-        moves = jnp.concatenate([half, -half])
+        draw = partial(jax.random.normal, shape=(setting.rollouts // 2, flat.size))
+        half = setting.sigma * jax.vmap(lambda seed: draw(jax.random.key(seed)))(seeds[:, 0])
+        moves = jnp.concatenate([half, -half], axis=1)
         seeds = jnp.broadcast_to(seeds[:, :1], seeds.shape)
-        runs = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(
-            task_keys, seeds, flat[None] + moves
-        )
+        runs = jax.vmap(jax.vmap(one, (None, 0, 0)))(task_keys, seeds, flat[None, None] + moves)
         values = _log_values(runs)
         ranks = jnp.argsort(jnp.argsort(values[..., -1], axis=1), axis=1)
-        score = jnp.mean(ranks, axis=0) / (setting.rollouts - 1) - 0.5
-        learn = jnp.matmul(score, moves, precision="highest")
-        learn /= setting.sigma**2 * setting.rollouts
+        score = ranks / (setting.rollouts - 1) - 0.5
+        learn = jnp.einsum("gr,grp->p", score, moves, precision="highest")
+        learn /= setting.sigma**2 * score.size
     return {
         "learn": learn,
         "fall": jnp.mean(values[..., 0] - values[..., -1]),
