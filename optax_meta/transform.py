@@ -584,6 +584,12 @@ def _align(
     def measure() -> tuple[jax.Array, jax.Array]:
         position = metrics_lib.sample(params)
         last_position, last_move = last_samples
+        if not slope.shape == position.shape == last_position.shape:
+            raise ValueError(
+                "gradients, parameters and state do not belong together: pass the gradients of "
+                "those parameters that `init` saw; integer parameters with gradients belong under "
+                "an optimizer of their own (`optax.partition`)"
+            )
         move = position - last_position
         vectors = jnp.stack([-slope, move, last_move, position])
         lengths, cosines = metrics_lib.geometry(vectors)

@@ -190,6 +190,17 @@ def test_each_stage_decides_as_often_as_alone():
     assert [i for i, row in enumerate(flat) if "action" in row] == expected[7:]
 
 
+def test_stages_hold_gradients_to_the_least_growth_of_any_even_if_traced():
+    def limit(growth):
+        stages = [optax_meta.constant(guards_nonfinite=True) for _ in range(3)]
+        limits = growth, 3.0, np.inf
+        stages = [c._replace(max_growth=g) for c, g in zip(stages, limits, strict=True)]
+        return optax_meta.join(stages, [2, 4]).max_growth
+
+    np.testing.assert_array_equal(jax.jit(jax.vmap(limit))(jnp.array([2.0, 4.0])), [2.0, 3.0])
+    assert optax_meta.join([optax_meta.constant()], []).max_growth == np.inf
+
+
 @pytest.mark.parametrize(("grads", "sign"), [([1.0] * 6, 1), ([1.0, -1.0] * 3, -1)])
 def test_hypergradient_follows_the_sign_of_the_alignment(grads, sign):
     got = rates(optax_meta.hypergradient(step_size=0.1), [1.0] * 6, grads=grads)

@@ -205,6 +205,19 @@ def test_non_finite_steps_touch_nothing_and_are_counted(bad, where):
     assert row.value == 2.0
 
 
+@pytest.mark.parametrize(
+    ("grads", "params"),
+    [
+        ({"a": jnp.ones(3)}, {"a": jnp.ones(3), "b": jnp.ones(2)}),
+        ({"a": jnp.ones(3), "b": jnp.ones(2)}, {"a": jnp.ones(3), "b": jnp.ones(2, jnp.int8)}),
+    ],
+)
+def test_gradients_of_other_parameters_are_refused(grads, params):
+    tx = control_hyperparams(optax.sgd, recorder(needs_alignment=True))(0.1)
+    with pytest.raises(ValueError, match="do not belong together"):
+        tx.update(grads, tx.init(params), params, value=1.0)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_growth": 2.0}, {"needs_alignment": True}])
 def test_python_floats_are_gradients_too(options):
     tx = control_hyperparams(optax.sgd, recorder(**options))(0.1)

@@ -1,14 +1,15 @@
 """Warm-up, and controllers one after the other."""
 
 import itertools
+import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Bounds, Controller, Hyperparams, check_whole
+from optax_meta.base import Bounds, Controller, Hyperparams, check_whole, is_set
 from optax_meta.controllers.plateau import plateau
 from optax_meta.metrics import Metrics
 
@@ -101,6 +102,7 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
     if any(not first < second for first, second in itertools.pairwise(starts)):
         raise ValueError(f"`boundaries` must rise from above 0, got {tuple(boundaries)}")
     names = tuple(dict.fromkeys(name for c in controllers for name in c.hyperparams))
+    limits = [c.max_growth for c in controllers if is_set(c.max_growth, math.inf)]
     labelled = [c for c in controllers if c.action_labels]
     return Controller(
         init=lambda hyperparams: tuple(c.init(_pick(c, hyperparams)) for c in controllers),
@@ -113,7 +115,7 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
         needs_value=any(c.needs_value for c in controllers),
         needs_alignment=any(c.needs_alignment for c in controllers),
         guards_nonfinite=any(c.guards_nonfinite for c in controllers),
-        max_growth=min(c.max_growth for c in controllers),
+        max_growth=reduce(jnp.minimum, limits) if limits else math.inf,
     )
 
 
