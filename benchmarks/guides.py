@@ -3,7 +3,7 @@
 Each variant changes numbers of the guide: `fall=1.5,max_ratio=0.04`. All are compiled as one, so
 that thirty cost little more than the sweep that they are measured by; that is kept in the folder,
 as is every finished part. Ratios are those of `protocol.py`; without a variant, those of the guide
-as it is. With `--write`, `guides.json`.
+as it is. With `--write`, `guides-200-1000.json`, named by the horizons.
 
     python benchmarks/guides.py fall=1 fall=1.5 fall=2.5
     python benchmarks/guides.py fall=1.5,max_ratio=0.04 --steps 200 1000 5000 --write
@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ablation import numbers
-from protocol import OPTIMIZERS, asked_for, by, table
+from protocol import OPTIMIZERS, asked_for, by, table, versions
 from validation_tasks import VALIDATION
 
 import optax_meta
 from optax_meta import protocol
-from optax_meta.evaluation import library_versions
 from optax_meta.guides import Guide
 from optax_meta.protocol import Contender
 
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("--oracle-seeds", type=int, default=2)
     parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
-    parser.add_argument("--write", action="store_true", help="guides.json")
+    parser.add_argument("--write", action="store_true", help="JSON beside this script")
     options = parser.parse_args()
     changes = {",".join(f"{k}={v:g}" for k, v in c.items()): c for c in options.variants}
     policy = optax_meta.load_policy(options.policy)
@@ -94,8 +93,9 @@ def main() -> None:
             print(name, field, {k: round(v, 3) for k, v in row.items()})
     if options.write:
         scores = [score._asdict() | split[score.method] for score in protocol.score(cells)]
-        results = {"versions": library_versions(), "policy": options.policy, "scores": scores}
-        (HERE / "guides.json").write_text(json.dumps(results, indent=1) + "\n")
+        results = {"versions": versions(cells), "policy": options.policy, "scores": scores}
+        name = "-".join(["guides", *map(str, options.steps)])
+        (HERE / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

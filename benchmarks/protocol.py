@@ -228,6 +228,12 @@ def asked_for(cell: dict[str, Any], methods: Collection[str]) -> dict[str, Any]:
     return {**cell, **kept}
 
 
+def versions(cells: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return what the cells were run with, each combination once."""
+    found = [cell["versions"] for cell in cells if "versions" in cell]
+    return [combination for i, combination in enumerate(found) if combination not in found[:i]]
+
+
 def table(cells: list[dict[str, Any]]) -> str:
     """Return the scores as Markdown."""
     lines = [
@@ -338,9 +344,7 @@ def main() -> None:
             print(stem, field, {k: round(v, 3) for k, v in by(cells, field, stem).items()})
     if options.write:
         rows = [score._asdict() for score in protocol.score(cells)]
-        ran_with = [cell["versions"] for cell in cells if "versions" in cell]
-        versions = [found for i, found in enumerate(ran_with) if found not in ran_with[:i]]
-        results: dict[str, Any] = {"cut": options.cut, "versions": versions}
+        results: dict[str, Any] = {"cut": options.cut, "versions": versions(cells)}
         results |= {"rates": cut.rates, "horizons": options.steps or cut.horizons}
         results |= {"seeds": cut.seeds, "oracle_seeds": cut.oracle_seeds, "scores": rows}
         results["seconds"] = round(time.monotonic() - started)
