@@ -94,6 +94,8 @@ class Statistics(NamedTuple):
         total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
         least_param_norm: what `param_norm` is at least: 0, but for parameters that all start at
             zero, whose norm tells nothing about their scale; float32[1].
+        usual_grad_norm: mean gradient norm of the window that the last decision looked at; 0 before
+            the first; float32[1].
     """
 
     means: jax.Array
@@ -101,22 +103,38 @@ class Statistics(NamedTuple):
     last: jax.Array
     total_nonfinite: jax.Array
     least_param_norm: jax.Array
+    usual_grad_norm: jax.Array
 
     @classmethod
     def empty(cls, least_param_norm: jax.typing.ArrayLike = 0.0) -> "Statistics":
         """Return what is known before the first step."""
-        empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 5, jnp.float32))
+        empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 6, jnp.float32))
         least = jnp.asarray(least_param_norm, jnp.float32)[None]
         return empty._replace(window=fresh_window(moved=False), least_param_norm=least)
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[21]."""
+        """Return the statistics as float32[22]."""
         return jnp.concatenate(self)
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 21]; leading axes are batches."""
-        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 3, NUM_MEASURED, 1]), axis=-1))
+        """Read float32[…, 22]; leading axes are batches."""
+        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 3, NUM_MEASURED, 1, 1]), axis=-1))
+
+
+def decided(statistics: Statistics, *, moved: bool) -> Statistics:
+    """Return the statistics after a decision: an empty window, and what was usual before it.
+
+    Args:
+        statistics: those that the decision saw.
+        moved: as for `fresh_window`.
+
+    >>> known = Statistics.empty()._replace(means=jnp.arange(8.0))
+    >>> print(decided(known, moved=True).usual_grad_norm)
+    [2.]
+    """
+    window = fresh_window(moved=moved)
+    return statistics._replace(window=window, usual_grad_norm=statistics.means[2:3])
 
 
 def fresh_window(*, moved: bool) -> jax.Array:

@@ -30,7 +30,7 @@ class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `metrics.Statistics`, packed, float32[21].
+        statistics: `metrics.Statistics`, packed, float32[22].
         controller_state: what the controller carries.
         last_samples: strided samples of the parameters one step ago and of their move until then,
             float32[2, k], for a controller that asks for alignment; else an empty tuple.
@@ -210,7 +210,7 @@ def decide(
     )
     operands = (state.hyperparams, state.controller_state)
     hyperparams, controller_state = _ask(controller, statistics, state.step, *operands)
-    statistics = statistics._replace(window=metrics_lib.fresh_window(moved=False))
+    statistics = metrics_lib.decided(statistics, moved=False)
     state = state._replace(
         statistics=statistics.pack(),
         controller_state=controller_state,
@@ -487,7 +487,9 @@ def _step(
         controller, axis_name, known, updates, state, params, extra_args
     )
     if controller.guards_nonfinite and is_set(controller.max_growth, math.inf):
-        updates, measured = _hold_growth(controller.max_growth * known.means[2], updates, measured)
+        updates, measured = _hold_growth(
+            controller.max_growth * known.usual_grad_norm[0], updates, measured
+        )
     statistics = metrics_lib.accumulate(known, measured)
     if controller.guards_nonfinite:
         updates, extra_args = _guard(measured, statistics, updates, extra_args)
@@ -614,14 +616,14 @@ def _decide(
     """Ask the controller where a decision is due; else keep everything."""
     decide = partial(_ask, controller, statistics, step)
     operands = (hyperparams, controller_state)
-    fresh = metrics_lib.fresh_window(moved=True)
+    after = metrics_lib.decided(statistics, moved=True)
     if _is_static(controller.decision_interval):
         if controller.decision_interval == math.inf:
             return *operands, statistics
-        return *decide(*operands), statistics._replace(window=fresh)
+        return *decide(*operands), after
     is_due = controller.is_due(step)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
-    return *chosen, statistics._replace(window=jnp.where(is_due, fresh, statistics.window))
+    return *chosen, jax.tree.map(lambda new, old: jnp.where(is_due, new, old), after, statistics)
 
 
 def _is_static(decision_interval: Any) -> bool:

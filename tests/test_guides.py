@@ -238,9 +238,8 @@ def test_exploding_gradients_are_held_to_a_multiple_of_the_recent_norm():
     for scale in (1.0, 1.0, 1e6, 1e6, 1.0, np.inf, 1e6):
         updates, state = tx.update(scale * jnp.array([0.6, 0.8]), state, params, value=1.0)
         moves.append(float(-jnp.linalg.norm(updates)))
-    # Three times the mean: 1 at the decision of step 0, then (1 + 3)/2; (1 + 3 + 6 + 1)/4 at that
-    # of step 4.
-    held = [1.0, 1.0, 3.0, 6.0, 1.0, 0.0, 8.25]
+    # Three times the mean that the last decision saw: 1 at step 0, (1 + 3 + 3 + 1)/4 at step 4.
+    held = [1.0, 1.0, 3.0, 3.0, 1.0, 0.0, 6.0]
     np.testing.assert_allclose(-np.array(moves), held, rtol=1e-5)
 
 
