@@ -59,9 +59,9 @@ class Controller(NamedTuple):
         guards_nonfinite: whether the optimizer sees zeros for the gradients of a step whose loss or
             gradient norm is not finite. The guard may change the last bit of a healthy step, since
             compilers contract other products into fused multiply-adds.
-        max_growth: gradients whose norm is more than this times the mean norm that the last decision
-            saw are scaled down to that, so that they grow by no more from one decision to the next;
-            with `guards_nonfinite` alone.
+        max_growth: gradients whose norm is more than this times the mean norm that the last
+            decision saw are scaled down to that, so that they grow by no more from one decision to
+            the next; with `guards_nonfinite` alone.
 
     Example:
         >>> def halve(metrics, state, hyperparams):

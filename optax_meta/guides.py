@@ -46,8 +46,8 @@ class Guide(NamedTuple):
             successive moves less that of move and negative gradient, held to [0, 0.95]: moves that
             momentum alone keeps in one direction lead further than their length tells; at ½ all
             lead as far. Moves that still go downhill are not held back.
-        max_growth: gradients are scaled down to this times the mean norm that the last decision saw,
-            so that a loss whose curvature explodes cannot throw a run away before the next one.
+        max_growth: gradients are scaled down to this times the mean norm that the last decision
+            saw, so that a loss whose curvature explodes cannot throw a run away before the next.
         dense_steps: the policy decides at each of the first steps; at least in calibration.
         num_decisions: further decisions in a run of known length, evenly spaced; 0 for one every
             ten steps, as where the length is not known.
