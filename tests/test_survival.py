@@ -91,7 +91,7 @@ def test_graft_takes_what_is_there_and_names_what_is_not(tmp_path):
     grafted = optax_meta.graft(first[1], saved)
     assert set(grafted.missing) == {
         "controller_state/before",
-        "statistics: (20,) float32, not (21,) float32",
+        "statistics: (21,) float32, not (22,) float32",
     }
     assert grafted.unused == ("controller_state/gone", "statistics")
     assert jax.tree.structure(grafted.state) == jax.tree.structure(carry[1])
