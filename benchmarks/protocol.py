@@ -2,15 +2,16 @@
 
 Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped; a
 policy that was trained anew under the same name is run again. With `--write` the table goes into
-the README, and `protocol-medium.json` (or that of another cut), `start_sensitivity.png` and
-`performance_profile.png` beside this script; without baselines the JSON alone, whose "seconds" are
-those of the last call.
+the README, and `protocol-medium.json` (or that of another cut, and of horizons where these are
+named), `start_sensitivity.png` and `performance_profile.png` beside this script; without baselines
+the JSON alone, whose "seconds" are those of the last call.
 
     python benchmarks/protocol.py               # the fast cut: all tasks, not all optimizers
     python benchmarks/protocol.py --cut medium --write  # three optimizers: the README's table
     python benchmarks/protocol.py --cut full    # all optimizers, horizons and ten seeds: hours
     python benchmarks/protocol.py --cut full --no-baselines --steps 200 1000 --write
     python benchmarks/protocol.py --cut long --write    # policies in runs of 10 000 steps
+    python benchmarks/protocol.py --cut full --no-baselines --steps 5000 --tasks digits switch
     python benchmarks/protocol.py --cut full --optimizers lion sgd  # a part, beside another
     python benchmarks/protocol.py --tier validation --policies mine.policy
 """
@@ -47,6 +48,9 @@ OPTIMIZERS: dict[str, protocol.Factory] = {
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
 }
+
+
+TIERS = {"test": TEST, "validation": VALIDATION}
 
 
 @dataclass(frozen=True)
@@ -296,28 +300,42 @@ def publish(cells: list[dict[str, Any]]) -> None:
     )
 
 
-def main() -> None:
-    """Run, print and write."""
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cut", choices=CUTS, default="fast", help="minutes, more, or hours")
-    parser.add_argument("--tier", choices=("test", "validation"), default="test")
+    parser.add_argument("--tier", choices=TIERS, default="test")
     parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
     parser.add_argument("--write", action="store_true", help="README, JSON and pictures")
     parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, help="a part of the cut")
+    parser.add_argument("--tasks", nargs="*", help="some of the tier's, by name")
     parser.add_argument("--steps", type=int, nargs="*", help="horizons in place of the cut's")
     parser.add_argument("--no-baselines", action="store_true", help="policies alone")
-    options, started = parser.parse_args(), time.monotonic()
+    options = parser.parse_args()
     if options.write and (options.tier != "test" or "any-lr-v1" not in options.policies):
         parser.error("--write is for any-lr-v1 on the test tasks")
     if options.write and options.optimizers:
         parser.error("--write is for whole cuts: finished parts in the folder are not run again")
+    if options.write and options.tasks and not options.no_baselines:
+        parser.error("--write is for all tasks: the README has no table of some")
+    tier = TIERS[options.tier]
+    if unknown := set(options.tasks or ()) - set(tier):
+        parser.error(
+            f"no task of this tier: {', '.join(sorted(unknown))}; it has {', '.join(tier)}"
+        )
+    return options
+
+
+def main() -> None:
+    """Run, print and write."""
+    options, started = parsed(), time.monotonic()
     cut, is_short = CUTS[options.cut], options.cut in ("fast", "medium")
-    tier = TEST if options.tier == "test" else VALIDATION
+    tier = TIERS[options.tier]
     chosen = tuple(BASELINES) if cut.baselines is None else cut.baselines
     baselines = {} if options.no_baselines else {name: BASELINES[name] for name in chosen}
     contenders = policies(options.policies) | baselines
-    tasks = [make() for make in tier.values()]
+    tasks = [make() for name, make in tier.items() if not options.tasks or name in options.tasks]
     judge = partial(
         protocol.judge,
         learning_rates=cut.rates,
@@ -349,7 +367,8 @@ def main() -> None:
         results |= {"seeds": cut.seeds, "oracle_seeds": cut.oracle_seeds, "scores": rows}
         results["seconds"] = round(time.monotonic() - started)
         results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
-        path = HERE / f"protocol-{options.cut}.json"
+        name = "-".join(["protocol", options.cut, *map(str, options.steps or ())])
+        path = HERE / f"{name}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")
     if options.write and baselines:
         publish(cells)
