@@ -103,6 +103,7 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
         raise ValueError(f"`boundaries` must rise from above 0, got {tuple(boundaries)}")
     names = tuple(dict.fromkeys(name for c in controllers for name in c.hyperparams))
     limits = [c.max_growth for c in controllers if is_set(c.max_growth, math.inf)]
+    max_growth: Any = reduce(jnp.minimum, limits) if limits else math.inf
     labelled = [c for c in controllers if c.action_labels]
     return Controller(
         init=lambda hyperparams: tuple(c.init(_pick(c, hyperparams)) for c in controllers),
@@ -115,7 +116,7 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
         needs_value=any(c.needs_value for c in controllers),
         needs_alignment=any(c.needs_alignment for c in controllers),
         guards_nonfinite=any(c.guards_nonfinite for c in controllers),
-        max_growth=reduce(jnp.minimum, limits) if limits else math.inf,
+        max_growth=max_growth,
     )
 
 
