@@ -234,7 +234,7 @@ def asked_for(cell: dict[str, Any], methods: Collection[str]) -> dict[str, Any]:
 
 def versions(cells: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Return what the cells were run with, each combination once."""
-    found = [cell["versions"] for cell in cells if "versions" in cell]
+    found = [cell["versions"] for cell in cells]
     return [combination for i, combination in enumerate(found) if combination not in found[:i]]
 
 

@@ -275,7 +275,7 @@ def judge(
                             f"`{path}` holds results for another `{key}`, {done.get(key)} in place "
                             f"of {value}: choose another folder or remove it"
                         )
-                if done and not done.keys() >= {*FIGURES, "oracle"}:
+                if done and not done.keys() >= {*FIGURES, "oracle", "versions"}:
                     raise ValueError(
                         f"`{path}` was written by another version: choose another folder or remove "
                         "it"
@@ -559,8 +559,8 @@ def _cell(
     if "oracle" not in cell:
         announce("sweep")
         oracle = runs.oracle(steps, setting["oracle_seeds"], scored)
-        cell = {**setting, **oracle, **{field: {} for field in FIGURES}, "fingerprints": {}}
-        cell["versions"] = library_versions()
+        empty = {**{field: {} for field in FIGURES}, "fingerprints": {}}
+        cell = {**setting, **oracle, **empty, "versions": library_versions()}
     goal = _oracle_loss(cell)
 
     def judge(names: Sequence[str]) -> dict[str, Any]:
