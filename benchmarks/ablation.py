@@ -38,7 +38,7 @@ UNCALIBRATED: dict[str, Any] = {"calibration_steps": 0}
 SPARSE: dict[str, Any] = {"dense_steps": 0}
 UNBOUND: dict[str, Any] = {"max_ratio": math.inf, "max_growth": math.inf}
 # These are compiled in; the rest of a guide is traced.
-COUNTS = tuple(name for name, value in Guide()._asdict().items() if isinstance(value, int))
+COUNTS = Guide().counts
 WITHOUT = {
     "calibration": UNCALIBRATED,
     "calibration, bounds": UNCALIBRATED | UNBOUND,

@@ -6,12 +6,13 @@ is to parameters. An *encoder* maps the same inputs to an observation for a poli
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from optax_meta.metrics import Metrics
 
@@ -47,8 +48,8 @@ class Controller(NamedTuple):
         decision_interval: steps between decisions; the first is taken at step 0. A whole number,
             int32[] where a horizon is traced, or a function of the step, int32[], that returns
             whether one is due, bool[].
-        dense_steps: decides at each of the first steps, whatever the interval, unless that is
-            `math.inf`.
+        dense_steps: decides at each of that many first steps, whatever the interval, unless that
+            is `math.inf`; or a function of the step, int32[], that returns whether it does, bool[].
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
         features: names of what the policy sees; likewise.
@@ -74,7 +75,7 @@ class Controller(NamedTuple):
     update: ControllerUpdate
     hyperparams: tuple[str, ...] = ("learning_rate",)
     decision_interval: Any = 1
-    dense_steps: int = 0
+    dense_steps: int | Callable[[Any], Any] = 0
     bounds: Mapping[str, Bounds] = {}
     action_labels: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -94,7 +95,15 @@ class Controller(NamedTuple):
             return jnp.asarray(interval(step))
         if isinstance(interval, float) and interval == math.inf:
             return jnp.bool_(False)
-        return (step % interval == 0) | (step < self.dense_steps)
+        return (step % interval == 0) | self.is_dense(step)
+
+    def is_dense(self, step: Any) -> Any:
+        """Return whether a step is decided upon whatever the interval, bool[].
+
+        Args:
+            step: as for `is_due`.
+        """
+        return self.dense_steps(step) if callable(self.dense_steps) else step < self.dense_steps
 
 
 class EncoderInit(Protocol):
@@ -156,7 +165,7 @@ def check_whole(name: str, number: Any, least: int = 1) -> Any:
 
     Args:
         name: of the argument, for the message.
-        number: an integer, or a traced scalar of integer dtype, whose value nothing can check.
+        number: an integer, also as an array; of a traced scalar nothing but the dtype is checked.
         least: smallest value allowed.
 
     Raises:
@@ -171,6 +180,24 @@ def check_whole(name: str, number: Any, least: int = 1) -> Any:
     if isinstance(number, jax.Array) and jnp.issubdtype(number.dtype, jnp.unsignedinteger):
         return number.astype(jnp.int32)  # it is subtracted from
     return int(number) if isinstance(number, np.integer) else number
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed; of a traced scalar nothing but the dtype is checked.
+
+    Args:
+        seed: an integer that fits uint32, also as an array.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+    ValueError: `seed` must be an integer in [0, 2³²), got -1
+    """
+    fits = _is_whole(seed, 0)
+    if not fits or (not isinstance(seed, Tracer) and int(seed) >= 2**32):
+        raise ValueError(f"`seed` must be an integer in [0, 2³²), got {seed!r}")
 
 
 def check_interval(interval: Any) -> Any:
@@ -197,6 +224,7 @@ def check_interval(interval: Any) -> Any:
 
 def _is_whole(number: Any, least: int) -> bool:
     if isinstance(number, jax.Array):
-        return jnp.issubdtype(number.dtype, jnp.integer) and number.shape == ()
+        is_int = jnp.issubdtype(number.dtype, jnp.integer) and number.shape == ()
+        return is_int and (isinstance(number, Tracer) or bool(number >= least))
     is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
     return is_int and bool(number >= least)

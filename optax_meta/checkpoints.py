@@ -346,13 +346,9 @@ def _guide(card: dict[str, Any]) -> Guide:
     values: dict[str, Any] = {
         name: math.inf if value is None else value for name, value in card.items()
     }
-    guide = Guide(**values)
-    for name, value, default in zip(Guide._fields, guide, Guide(), strict=True):
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
-        least = 1 if name == "max_growth" else 0
-        most = _LARGEST_COUNT if isinstance(value, int) else math.inf
-        if type(value) not in kinds or not least <= value <= most:
-            raise ValueError(f"its guide's {name} is {value!r}")
+    guide = Guide(**values).check()
+    if large := [k for k, v in values.items() if isinstance(v, int) and v > _LARGEST_COUNT]:
+        raise ValueError(f"the guide's `{large[0]}` is above {_LARGEST_COUNT}")
     return guide
 
 

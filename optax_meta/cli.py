@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--groups", type=_at_least(1), default=16, help="tasks of a family at once")
     train.add_argument("--rollouts", type=_at_least(2), default=8, help="runs of each task")
-    train.add_argument("--seed", type=_at_least(0), default=0, help="of everything that is drawn")
+    train.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
     train.add_argument(
         "--devices",
         type=_at_least(1),
@@ -246,8 +246,9 @@ def _meta_train(options: argparse.Namespace) -> int:
         raise ValueError(f"`--groups` must be a multiple of the {mesh.size} devices")
     sizes = {"learner": options.learner, "groups": options.groups, "rollouts": options.rollouts}
     folder = Path(options.out)
-    _same_run(folder, {"recipe": options.recipe, "seed": options.seed, **sizes})
     trainer = runs.RECIPES[options.recipe](mesh, **sizes)
+    is_first = jax.process_index() == 0
+    _same_run(folder, {"recipe": options.recipe, "seed": options.seed, **sizes}, write=is_first)
     if not sys.stderr.isatty():  # else the progress bar tells
         _say(f"compiling takes minutes; then `{folder / 'log.jsonl'}` gets a row after each update")
     with _progress() as show:
@@ -269,7 +270,7 @@ def _meta_train(options: argparse.Namespace) -> int:
                 _write_page(folder)
             return _STOPPED
     path = folder / f"{options.recipe}.policy"
-    if jax.process_index() == 0:
+    if is_first:
         *_, last = (folder / "log.jsonl").read_text().splitlines()
         cost = {k: v for k, v in json.loads(last).items() if k.startswith("inner_steps")}
         flags = {"recipe": options.recipe, "updates": options.updates, "seed": options.seed}
@@ -290,20 +291,30 @@ def _meta_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _same_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with a run of other settings; else note them."""
+def _same_run(folder: Path, settings: dict[str, Any], *, write: bool) -> None:
+    """Refuse to go on with a run of other settings; else note them, if `write`."""
     path = folder / "settings.json"
     if path.exists():
-        known = json.loads(path.read_text())
+        try:
+            known = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"`{path}` is damaged: write {json.dumps(settings)} into it if that is the run "
+                "there, or choose another --out"
+            ) from None
         if other := [name for name in settings if known.get(name) != settings[name]]:
             raise ValueError(
                 f"`{folder}` holds a run with {', '.join(f'--{n} {known.get(n)}' for n in other)}: "
                 "go on with the same, or choose another --out"
             )
         return
+    if not write:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings) + "\n")
+        whole = path.with_suffix(".partial")
+        whole.write_text(json.dumps(settings) + "\n")
+        whole.replace(path)
     except OSError as error:
         raise ValueError(f"cannot write to `{folder}`: {error.strerror}") from error
 
@@ -417,6 +428,13 @@ def _at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def _seed(text: str) -> int:
+    seed = _at_least(0)(text)
+    if seed >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be below 2³², got {text!r}")
+    return seed
+
+
 def _distributed(text: str) -> dict[str, Any]:
     if text == "auto":
         return {}
@@ -432,6 +450,6 @@ def _rate(text: str) -> float:
         rate = float(text)
     except ValueError:
         rate = math.nan
-    if not 0.0 < rate <= 10.0:
-        raise argparse.ArgumentTypeError(f"must lie in (0, 10], got {text!r}")
+    if not 1e-8 <= rate <= 10.0:
+        raise argparse.ArgumentTypeError(f"must lie in [1e-8, 10], got {text!r}")
     return rate

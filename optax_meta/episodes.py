@@ -97,17 +97,18 @@ def rollout(
     """
     total_steps = check_whole("total_steps", total_steps)
     is_traced = any(isinstance(x, Tracer) for x in (total_steps, horizon_is_known))
-    if max_decisions is None and (is_traced or not isinstance(total_steps, int)):
+    if not is_traced:
+        total_steps, horizon_is_known = int(total_steps), bool(horizon_is_known)
+    elif max_decisions is None:
         raise ValueError(
             "a traced `total_steps` or `horizon_is_known` needs `max_decisions`, the length of the "
             "arrays"
         )
-    is_static = isinstance(total_steps, int) and isinstance(horizon_is_known, bool)
-    told = jnp.where(horizon_is_known, total_steps, 0)
-    if is_static:
+    told: Any = jnp.where(horizon_is_known, total_steps, 0)
+    if not is_traced:
         told = total_steps if horizon_is_known else None
     controller = learned(policy, total_steps=told, seed=seed)
-    dense, interval = controller.dense_steps, controller.decision_interval
+    dense, interval = policy.guide.first_decisions, controller.decision_interval
     if max_decisions is None:
         max_decisions = sum(bool(controller.is_due(t)) for t in range(total_steps))
     tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)

@@ -207,6 +207,9 @@ def compare(
         )
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}")
+    for method in methods.values():  # what does not fit is told before anything is compiled
+        controller = _controller(method, steps, jnp.uint32(0))
+        control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
     setting = {
         "task": chosen.name,
         "description": chosen.description,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_meta.base import Hyperparams, is_set
 from optax_meta.metrics import Metrics
@@ -20,6 +21,10 @@ DECAY = "weight_decay"
 _LARGEST_JUMP = 1e3
 _USUAL_STEPS = 1000.0
 _USUAL_RATE = 1e-3
+_LEAST_SEEN = 1e-6
+"""A move of this share of the parameters' norm shows in float32."""
+_STILL = 10.0
+"""After so many steps without a move the rate may be raised, since it may be too low to show."""
 
 
 class Guide(NamedTuple):
@@ -103,6 +108,31 @@ class Guide(NamedTuple):
         """Whether it reads the norms of parameters and updates."""
         return self.calibration_steps > 0 or is_set(self.max_ratio, math.inf)
 
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Names of the numbers that are counts, and so compiled in."""
+        return tuple(k for k, v in self._field_defaults.items() if isinstance(v, int))
+
+    def check(self) -> "Guide":
+        """Refuse numbers out of range; return itself. What is traced passes.
+
+        Raises:
+            ValueError: one is no number of its kind, negative, or, for `max_growth`, below 1.
+
+        >>> Guide(fall=-1.0).check()
+        Traceback (most recent call last):
+        ValueError: the guide's `fall` must be a number ≥ 0, got -1.0
+        """
+        for name, value in self._asdict().items():
+            if isinstance(value, jax.Array):
+                continue
+            least, is_count = int(name == "max_growth"), name in self.counts
+            kinds = (int, np.integer) if is_count else (int, float, np.number)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+                kind = "whole number" if is_count else "number"
+                raise ValueError(f"the guide's `{name}` must be a {kind} ≥ {least}, got {value!r}")
+        return self
+
     def decision_interval(self, total_steps: Any) -> Any:
         """Return the steps between decisions: a whole number, or int32[] for a traced horizon."""
         if total_steps is None or self.num_decisions == 0:
@@ -136,19 +166,32 @@ class Guide(NamedTuple):
         lead = rate * self._fallen(metrics).astype(rate.dtype) if is_set(self.fall, 0.0) else rate
         if self.calibration_steps > 0:
             wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
+            # No move at all: one too small for the parameters to show, or none, as where gradients
+            # are accumulated inside the optimizer. The rate is raised until a gradient step would
+            # show; after the probe, which may have been too small for any, to what is usual.
+            slope = jnp.maximum(metrics.grad_norm, 1e-30)
+            steepest = self.target_ratio * metrics.param_norm / slope
+            usual = jnp.where(metrics.step > 1, 0.0, jnp.minimum(_USUAL_RATE, steepest))
+            shows = jnp.maximum(usual, _LEAST_SEEN * metrics.param_norm / slope)
+            to_show = jnp.maximum(shows / jnp.maximum(rate, 1e-30), 1.0)
+            wanted = jnp.where(metrics.num_moves > 0.0, wanted, to_show)
             jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
-            # Nothing is learned where no gradient or no move was seen; where no step was finite,
-            # nothing but that the rate may be too high.
-            is_seen = (metrics.grad_norm > 0.0) & (metrics.num_moves > 0.0)
+            # Nothing is learned where no gradient was seen, or no step at this rate; where none was
+            # finite, nothing but that the rate may be too high.
+            is_seen = (metrics.grad_norm > 0.0) & (metrics.num_moves >= 0.0)
             jump = jnp.where(metrics.saw_finite, jnp.where(is_seen, jump, 1.0), 0.1)
             jump = jump.astype(rate.dtype)
-            steepest = self.target_ratio * metrics.param_norm
-            steepest = steepest / jnp.maximum(metrics.grad_norm, 1e-30)
             largest = jnp.where(steepest > 0.0, steepest, math.inf).astype(rate.dtype)
             probe = jnp.minimum(jnp.minimum(rate, self.probe_rate), largest)
             calibrated = jnp.where(metrics.step > 0, rate * jump, probe)
-            lead = jnp.where(metrics.step < self.calibration_steps, calibrated, lead)
+            lead = jnp.where(self._is_calibrating(metrics), calibrated, lead)
         return {**hyperparams, HYPERPARAM: lead, **self._lead_decay(metrics, hyperparams, lead)}
+
+    def _is_calibrating(self, metrics: Metrics) -> jax.Array:
+        """Tell whether it is early and asked at each step: by `decide` alone it begins as it is."""
+        steps = metrics.num_steps
+        is_each = jnp.where(metrics.step > 0, steps == 1.0, steps > 0.0)
+        return is_each & (metrics.step < self.calibration_steps)
 
     def _lead_decay(
         self, metrics: Metrics, hyperparams: Hyperparams, rate: jax.Array
@@ -186,7 +229,14 @@ class Guide(NamedTuple):
         self, metrics: Metrics, rate: jax.Array, lead: jax.Array, wanted: jax.Array
     ) -> jax.Array:
         if is_set(self.max_ratio, math.inf):
-            wanted = jnp.minimum(wanted, rate * self._room(metrics).astype(rate.dtype))
+            # Where no move was seen, no action raises the rate, unless it may be too low to show.
+            is_low = (metrics.num_steps >= _STILL) | (metrics.step == 0) & self._is_calibrating(
+                metrics
+            )
+            unseen = jnp.where(is_low, _LARGEST_JUMP * rate, jnp.maximum(rate, lead))
+            largest = rate * self._room(metrics).astype(rate.dtype)
+            largest = jnp.where(metrics.num_moves > 0.0, largest, unseen)
+            wanted = jnp.minimum(wanted, jnp.where(metrics.saw_finite, largest, 0.5 * rate))
         if is_set(self.last_raise, math.inf):
             # Where the length of the run is not known, `progress` is below 0.
             share = self.last_raise * jnp.maximum(_shortness(metrics), 1.0) ** self.raise_power
@@ -202,10 +252,6 @@ class Guide(NamedTuple):
         least = self.target_ratio if self.calibration_steps > 0 else 0.0
         room = jnp.maximum(self.max_ratio * stretch / reach, least)
         room /= jnp.maximum(metrics.update_ratio, 1e-30)
-        # Before the first update a calibrated rate has nothing to do with that of the user.
-        is_probe = (metrics.step == 0) & (self.calibration_steps > 0)
-        room = jnp.where(metrics.num_moves > 0.0, room, jnp.where(is_probe, _LARGEST_JUMP, 1.0))
-        room = jnp.where(metrics.saw_finite, room, 0.5)
         return jnp.minimum(room, _LARGEST_JUMP)
 
     def _fallen(self, metrics: Metrics) -> jax.Array:

@@ -39,7 +39,8 @@ class Metrics(NamedTuple):
         num_nonfinite: how many of these steps were not finite, float32[].
         num_moves: how many finite steps saw a move made under these hyperparameters, float32[]:
             those that alignment, persistence and update norm average. Where it is not above 0, as
-            at step 0 and soon after `decide`, these three repeat, and nothing is known yet.
+            at step 0 and while an optimizer accumulates gradients, these three repeat; below 0
+            where `decide` is called before there was such a step.
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
 
@@ -79,6 +80,7 @@ class Metrics(NamedTuple):
 
 NUM_MEASURED = 8
 """What is measured at a step: the first entries of `Metrics`, up to `value_change`."""
+_UPDATE_NORM = Metrics._fields.index("update_norm")
 _OF_MOVES = np.isin(Metrics._fields[:NUM_MEASURED], ("alignment", "persistence", "update_norm"))
 
 
@@ -88,8 +90,8 @@ class Statistics(NamedTuple):
     Attributes:
         means: what is measured, averaged over the finite steps of the window, float32[8].
         window: its length in steps, 0 right after a decision, how many of these were not finite,
-            and how many saw a move; float32[3]. The last one starts at 0 after a decision within an
-            update and at -1 else: the next move seen was not made under its hyperparameters.
+            and how many saw a move; float32[3]. The last one starts at -1 after `decide`: the next
+            step sees what was done under other hyperparameters.
         last: the same at the latest finite step, float32[8].
         total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
         least_param_norm: what `param_norm` is at least: 0, but for parameters that all start at
@@ -109,8 +111,7 @@ class Statistics(NamedTuple):
     def empty(cls, least_param_norm: jax.typing.ArrayLike = 0.0) -> "Statistics":
         """Return what is known before the first step."""
         empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 6, jnp.float32))
-        least = jnp.asarray(least_param_norm, jnp.float32)[None]
-        return empty._replace(window=fresh_window(moved=False), least_param_norm=least)
+        return empty._replace(least_param_norm=jnp.asarray(least_param_norm, jnp.float32)[None])
 
     def pack(self) -> jax.Array:
         """Return the statistics as float32[22]."""
@@ -245,11 +246,11 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
     is_finite = jnp.all(jnp.isfinite(measured))
     num_steps, num_nonfinite, num_moves = statistics.window
     counts = jnp.where(_OF_MOVES, num_moves, num_steps - num_nonfinite) + 1.0
-    is_new = is_finite & (counts > 0.0)
+    has_moved = is_finite & ((measured[_UPDATE_NORM] > 0.0) | (num_moves < 0.0))
+    is_new = jnp.where(_OF_MOVES, has_moved, is_finite) & (counts > 0.0)
     counts = jnp.maximum(counts, 1.0)
     means = statistics.means * ((counts - 1.0) / counts) + measured / counts
-    finite = is_finite.astype(jnp.float32)
-    counted = jnp.stack([jnp.float32(1.0), 1.0 - finite, finite])
+    counted = jnp.stack([jnp.bool_(True), ~is_finite, has_moved]).astype(jnp.float32)
     return statistics._replace(
         means=jnp.where(is_new, means, statistics.means),
         window=statistics.window + counted,

@@ -148,7 +148,7 @@ def check_policy(policy: Any) -> None:
         policy: what a controller was given.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or a number of its guide is out of range.
 
     >>> check_policy("any-lr-v1")
     Traceback (most recent call last):
@@ -159,6 +159,7 @@ def check_policy(policy: Any) -> None:
             f"`policy` must be a Policy, got {type(policy).__name__}: read one with "
             "`load_policy(…)`"
         )
+    policy.guide.check()
 
 
 def draw(stream: jax.Array, log_probs: jax.Array) -> jax.Array:
@@ -207,8 +208,8 @@ def init_policy(
         A `Policy`.
 
     Raises:
-        ValueError: `action_space` is none, sizes below 1, an unknown `start`, or no hold action
-            to start from.
+        ValueError: `action_space` is none, a number of the guide is out of range, sizes below 1,
+            an unknown `start`, or no hold action to start from.
 
     Example:
         >>> policy = init_policy(jax.random.key(0))
@@ -216,6 +217,7 @@ def init_policy(
         >>> print(probs[4].round(2))
         0.9
     """
+    guide.check()
     encoder = observations.classic() if encoder is None else encoder
     action_space = actions.classic() if action_space is None else action_space
     if not isinstance(action_space, ActionSpace):

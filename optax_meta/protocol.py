@@ -8,6 +8,7 @@ on.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_meta.base import Controller
+from optax_meta.base import Controller, check_whole
 from optax_meta.evaluation import library_versions
 from optax_meta.tasks import Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
@@ -230,8 +231,8 @@ def judge(
         it is not a number. "versions": of the libraries that the schedules were run with.
 
     Raises:
-        ValueError: fewer than two seeds, two tasks of one name, or a folder with results for other
-            rates or seeds, or of another version.
+        ValueError: fewer than two seeds, a rate or a horizon out of range, two tasks of one name,
+            or a folder with results for other rates or seeds, of another version, or damaged.
 
     Example:
         >>> task = optax_meta.tasks.quadratic(dim=2)
@@ -244,8 +245,12 @@ def judge(
         2
     """
     names = [task.name for task in tasks]
-    if seeds < 2 or oracle_seeds < 1:
-        raise ValueError(f"`seeds` must be ≥ 2 and `oracle_seeds` ≥ 1, got {seeds}, {oracle_seeds}")
+    seeds = check_whole("seeds", seeds, 2)
+    oracle_seeds = check_whole("oracle_seeds", oracle_seeds)
+    horizons = [check_whole("horizons", steps) for steps in horizons]
+    rates = [float(rate) for rate in learning_rates]
+    if not rates or not all(0.0 < rate < math.inf for rate in rates):
+        raise ValueError(f"`learning_rates` must be positive and finite, got {rates}")
     if len(set(names)) < len(names):
         raise ValueError(f"tasks need different names, got {names}")
     cells = []
@@ -259,12 +264,12 @@ def judge(
             }
             for steps in horizons:
                 path = None if folder is None else folder / f"{task.name}-{name}-{steps}.json"
-                done = json.loads(path.read_text()) if path is not None and path.exists() else {}
+                done = {} if path is None else _finished(path)
                 setting = {
                     "task": task.name,
                     "optimizer": name,
                     "steps": steps,
-                    "learning_rates": list(learning_rates),
+                    "learning_rates": rates,
                     "seeds": seeds,
                     "oracle_seeds": oracle_seeds,
                     "floor": task.floor,
@@ -275,11 +280,6 @@ def judge(
                             f"`{path}` holds results for another `{key}`, {done.get(key)} in place "
                             f"of {value}: choose another folder or remove it"
                         )
-                if done and not done.keys() >= {*FIGURES, "oracle", "versions"}:
-                    raise ValueError(
-                        f"`{path}` was written by another version: choose another folder or remove "
-                        "it"
-                    )
                 cell = _cell(runs, fitting, setting, done, progress)
                 if path is not None and cell != done:
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -573,7 +573,7 @@ def _cell(
     prints = {name: _fingerprint(contender.settings) for name, contender in contenders.items()}
     groups: dict[Any, list[str]] = {}
     for name, contender in contenders.items():
-        if name not in cell["losses"] or cell["fingerprints"][name] != prints[name]:
+        if name not in cell["losses"] or cell["fingerprints"].get(name) != prints[name]:
             groups.setdefault(_program(contender), []).append(name)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(judge, groups.values())
@@ -585,11 +585,30 @@ def _cell(
     return {**cell, "fingerprints": {**cell["fingerprints"], **prints}}
 
 
+def _finished(path: Path) -> dict[str, Any]:
+    """Return what is kept of a cell, empty where there is nothing yet."""
+    if not path.exists():
+        return {}
+    try:
+        done = json.loads(path.read_text())
+    except ValueError:
+        done = None
+    wanted = {*FIGURES, "oracle", "versions", "fingerprints"}
+    if not isinstance(done, dict) or not done.keys() >= wanted:
+        raise ValueError(
+            f"`{path}` is damaged, or was written by another version: choose another folder or "
+            "remove it"
+        )
+    return done
+
+
 def _fingerprint(settings: Any) -> str:
     """Return a hash of a contender's settings, such as a policy's parameters."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(settings):
-        digest.update(np.asarray(leaf).tobytes())
+    for path, leaf in jax.tree.leaves_with_path(settings):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ Each compares the metrics of two successive decisions, is bounded, and gives its
 the later one saw a step that was not finite. A reward of one's own is any such function.
 """
 
+import math
 from typing import Protocol
 
 import jax
@@ -42,12 +43,14 @@ def improvement(*, cost_weight: float = 0.1, bound: float = 10.0) -> Reward:
         A reward.
 
     Raises:
-        ValueError: `bound` is not positive and finite.
+        ValueError: `bound` is not positive and finite, or `cost_weight` not finite.
 
     Example:
         >>> controller = optax_meta.reinforce(reward=optax_meta.rewards.improvement(cost_weight=1))
     """
     _check_bound(bound)
+    if not math.isfinite(cost_weight):
+        raise ValueError(f"`cost_weight` must be finite, got {cost_weight}")
 
     def reward(before: Metrics, after: Metrics) -> jax.Array:
         gain = (before.value - after.value) + cost_weight * (before.cost - after.cost)

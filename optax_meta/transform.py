@@ -118,6 +118,11 @@ def control_hyperparams(
         hint = ": call it" if callable(controller) else ""
         hint = ": write `learned(policy)`" if name == "Policy" else hint
         raise ValueError(f"`controller` must be a Controller, got {name}{hint}")
+    if unknown := set(controller.bounds) - set(controller.hyperparams):
+        raise ValueError(
+            f"the controller has bounds for {', '.join(sorted(unknown))} but steers "
+            f"{', '.join(controller.hyperparams)}"
+        )
     interval: Any = controller.decision_interval if decision_interval is None else decision_interval
     if decision_interval is not None or not callable(interval):
         controller = controller._replace(decision_interval=check_interval(interval))
@@ -206,7 +211,7 @@ def decide(
     num_nonfinite = jnp.where(is_finite, num_nonfinite, jnp.maximum(num_steps, 1.0))
     statistics = statistics._replace(
         means=jnp.where(is_finite, statistics.means.at[:2].set(told), statistics.means),
-        window=jnp.stack([num_steps, num_nonfinite, num_moves]),
+        window=jnp.stack([num_steps, num_nonfinite, jnp.where(num_moves > 0.0, num_moves, -1.0)]),
     )
     operands = (state.hyperparams, state.controller_state)
     hyperparams, controller_state = _ask(controller, statistics, state.step, *operands)

@@ -79,7 +79,7 @@ def test_moves_are_averaged_over_the_steps_that_saw_one():
         state = decide(seeing, state, value=1.0)
         seen.append(state.controller_state)
     # The first move that is seen after a decision was made before it.
-    expected = [[0.0, 0.0, 0.0, 0.0], [2.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
+    expected = [[-1.0, 0.0, 0.0, 0.0], [2.0, 1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]]
     np.testing.assert_allclose(seen, [*expected, [-1.0, 1.0, 1.0, 1.0]], rtol=1e-6)
 
 

@@ -90,6 +90,10 @@ def test_every_task_can_be_learned(name):
     assert task.loss(params, task.sample(jax.random.key(1))).shape == ()
 
 
+def no_progress(*_):
+    pytest.fail("compiled before the arguments were looked at")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,6 +104,8 @@ def test_every_task_can_be_learned(name):
         ({"steps": 0}, "`steps` must be a whole number ≥ 1"),
         ({"seeds": 1}, "`seeds` must be a whole number ≥ 2"),
         ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
+        ({"learning_rate": 11.0, "progress": no_progress}, r"bounds \[1e-08, 10\], got 11.0"),
+        ({"optimizer": optax.sgd, "progress": no_progress}, "steers `weight_decay`"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -204,7 +210,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
         (["--task", "foo"], "invalid choice: 'foo'"),
         (["--steps", "0"], "must be a whole number ≥ 1, got '0'"),
         (["--seeds", "one"], "must be a whole number ≥ 2, got 'one'"),
-        (["--lr", "-1"], "must lie in (0, 10], got '-1'"),
+        (["--lr", "-1"], "must lie in [1e-8, 10], got '-1'"),
+        (["--lr", "1e-9"], "must lie in [1e-8, 10], got '1e-9'"),
         (["--out", "/proc/nowhere"], "cannot write to `/proc/nowhere`"),
     ],
 )

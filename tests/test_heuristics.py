@@ -190,6 +190,16 @@ def test_each_stage_decides_as_often_as_alone():
     assert [i for i, row in enumerate(flat) if "action" in row] == expected[7:]
 
 
+@pytest.mark.parametrize("boundary", [4, 7])
+def test_an_interval_for_all_stages_leaves_each_its_first_decisions(boundary):
+    policy = optax_meta.init_policy(jax.random.key(0), guide=optax_meta.guides.Guide(dense_steps=3))
+    late = optax_meta.join([optax_meta.warmup(4), optax_meta.learned(policy)], [boundary])
+    tx = control_hyperparams(optax.adamw, late, decision_interval=10)(0.1)
+    rows, _, _ = run_values(tx, [1.0] * 30)
+    expected = [0, *range(boundary, boundary + 3), 10, 20]
+    np.testing.assert_array_equal(np.flatnonzero(rows.decided), expected)
+
+
 def test_stages_hold_gradients_to_the_least_growth_of_any_even_if_traced():
     def limit(growth):
         stages = [optax_meta.constant(guards_nonfinite=True) for _ in range(3)]
@@ -265,6 +275,7 @@ def test_constant_needs_no_loss():
         (lambda: optax_meta.join([optax_meta.constant()], [3]), "one fewer"),
         (lambda: optax_meta.join([optax_meta.constant()] * 3, [5, 5]), "must rise from above 0"),
         (lambda: optax_meta.hypergradient(step_size=0.0), "`step_size` must be positive"),
+        (lambda: optax_meta.hypergradient(step_size=np.inf), "`step_size` must be positive and fi"),
         (lambda: optax_meta.hypergradient(bounds=(1.0, 0.1)), "low < high"),
         (lambda: optax_meta.hypergradient(bounds=(0.0, 0.1)), "`bounds` must be positive"),
     ],

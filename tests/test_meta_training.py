@@ -384,14 +384,15 @@ def test_families_of_one_name_are_refused():
         tiny(made=[families.quadratics(dim=4), families.quadratics(dim=8)])
 
 
-def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_lost():
+@pytest.mark.parametrize("learner", ["reinforce", "evolution"])
+def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_lost(learner):
     family = families.quadratics(dim=4)
 
     def build(drawn):
         task = family.build(drawn)
         return task._replace(evaluate=lambda params: {"loss": -jnp.sum(params**2)})
 
-    trainer = tiny(made=[family._replace(build=build)])
+    trainer = tiny(made=[family._replace(build=build)], learner=learner)
     state = trainer.init(0)
     with pytest.raises(ValueError, match="on quadratic: the loss of a family must be finite and"):
         trainer.update(state)
@@ -400,10 +401,37 @@ def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_lost():
 
 def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
     settings = {"recipe": "any-lr-v1", "learner": "reinforce", "groups": 16, "rollouts": 8}
+    cli._same_run(tmp_path, {**settings, "seed": 0}, write=False)
+    assert not list(tmp_path.iterdir())
     for _ in range(2):
-        cli._same_run(tmp_path, {**settings, "seed": 0})
+        cli._same_run(tmp_path, {**settings, "seed": 0}, write=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     assert cli.main(["meta-train", "--groups", "2", "--out", str(tmp_path)]) == 2
     assert "holds a run with --groups 16: go on" in capsys.readouterr().err
+    (tmp_path / "settings.json").write_text("")
+    assert cli.main(["meta-train", "--out", str(tmp_path)]) == 2
+    assert "settings.json` is damaged: write {" in capsys.readouterr().err
+
+
+def test_a_refused_command_leaves_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = ["--learner", "evolution", "--rollouts", "3"], ["--seed", str(2**32)]
+    for given in options:
+        assert cli.main(["meta-train", *given, "--out", str(folder)]) == 2
+        assert capsys.readouterr().err.startswith("optax-meta: error: ")
+        assert not folder.exists()
+
+
+def test_fewer_updates_than_there_are_is_refused(tmp_path, trainer):
+    meta_runs.train(trainer, tmp_path, updates=2)
+    with pytest.raises(ValueError, match="holds 2 updates, more than the 1 asked for"):
+        meta_runs.train(trainer, tmp_path, updates=1)
+
+
+def test_a_bad_seed_of_meta_training(trainer):
+    for seed in (-1, 1.7, 2**32):
+        with pytest.raises(ValueError, match="`seed` must be an integer in"):
+            trainer.init(seed)
 
 
 def test_a_stopped_run_goes_on_at_the_same_bits(tmp_path, trainer):

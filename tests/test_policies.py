@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+import math
 import re
 import zipfile
 
@@ -275,8 +276,7 @@ def test_a_policy_can_be_loaded_inside_a_trace():
 @pytest.mark.parametrize(
     ("guide", "notes", "message"),
     [
-        ({"max_growth": 0.5}, {}, "its guide's max_growth is 0.5"),
-        ({"fall": -1.0}, {}, "its guide's fall is -1.0"),
+        ({"dense_steps": 10**7}, {}, "the guide's `dense_steps` is above 1000000"),
         ({}, {"seeds": {1, 2}}, "its card cannot hold {1, 2}"),
     ],
 )
@@ -305,7 +305,26 @@ def test_the_scale_free_encoder_says_what_it_watches():
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=1.0)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_decisions": -4}, "`num_decisions` must be a whole number ≥ 0, got -4"),
+        ({"calibration_steps": 2.5}, "`calibration_steps` must be a whole number ≥ 0, got 2.5"),
+        ({"max_growth": 0.5}, "`max_growth` must be a number ≥ 1, got 0.5"),
+        ({"fall": -1.0}, "`fall` must be a number ≥ 0, got -1.0"),
+        ({"fall": math.nan}, "`fall` must be a number ≥ 0, got nan"),
+    ],
+)
+def test_a_bad_guide(changes, message):
+    guide = guides.Guide(**changes)
+    with pytest.raises(ValueError, match=message):
+        optax_meta.init_policy(jax.random.key(0), guide=guide)
+    policy = optax_meta.init_policy(jax.random.key(0))._replace(guide=guide)
+    with pytest.raises(ValueError, match=message):
+        optax_meta.learned(policy)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, np.int64(-1), np.uint64(2**40)])
 def test_a_bad_seed(seed):
     with pytest.raises(ValueError, match="`seed` must be an integer in"):
         optax_meta.learned(optax_meta.init_policy(jax.random.key(0)), seed=seed)

@@ -125,6 +125,31 @@ def test_a_folder_of_another_version_is_refused(tmp_path):
         judge(tmp_path, hold=HOLD, other=PLAIN)
 
 
+@pytest.mark.parametrize("text", ["", '{"task": ', "[]", "3"])
+def test_a_damaged_folder_is_refused(tmp_path, text):
+    (tmp_path / "quadratic-sgd-5.json").write_text(text)
+    with pytest.raises(ValueError, match=r"quadratic-sgd-5\.json` is damaged"):
+        judge(tmp_path)
+
+
+def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
+    numbers = {"seeds": np.int64(2), "oracle_seeds": np.int32(1), "horizons": np.array([5])}
+    [cell] = protocol.judge(
+        [tasks.quadratic(dim=2)],
+        {"hold": HOLD},
+        {"sgd": optax.sgd},
+        learning_rates=np.array([0.5], np.float32),
+        folder=tmp_path,
+        **numbers,
+    )
+    assert cell == json.loads((tmp_path / "quadratic-sgd-5.json").read_text())
+
+
+def test_settings_of_another_name_are_other_settings():
+    named = [{"fall": 2.0}, {"last_raise": 2.0}, (2.0,), np.float32(2.0), np.ones(1) * 2.0]
+    assert len({protocol._fingerprint(settings) for settings in named}) == len(named)
+
+
 def test_ratios_are_capped_and_the_lost_are_counted():
     losses = [[2.0, float("nan")], [5.0, 1e-9]]
     ratio, diverged = protocol.ratios(cell({"a": losses}), "a")
@@ -339,10 +364,18 @@ def test_a_policy_trained_anew_or_guided_otherwise_is_run_again():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="`seeds` must be ≥ 2"):
-        protocol.judge([], {}, {}, learning_rates=[], horizons=[], seeds=1)
+    for changes, message in (
+        ({"seeds": 1}, "`seeds` must be a whole number ≥ 2"),
+        ({"horizons": [5, 0]}, "`horizons` must be a whole number ≥ 1, got 0"),
+        ({"horizons": [5.5]}, "`horizons` must be a whole number ≥ 1"),
+        ({"learning_rates": []}, "`learning_rates` must be positive and finite"),
+        ({"learning_rates": [1.0, -1.0]}, "`learning_rates` must be positive and finite"),
+    ):
+        given = {"learning_rates": [0.1], "horizons": [5], **changes}
+        with pytest.raises(ValueError, match=message):
+            protocol.judge([], {}, {}, **given)
     with pytest.raises(ValueError, match="tasks need different names"):
-        protocol.judge([tasks.quadratic()] * 2, {}, {}, learning_rates=[], horizons=[])
+        protocol.judge([tasks.quadratic()] * 2, {}, {}, learning_rates=[1.0], horizons=[])
 
 
 def test_tiers_are_disjoint():

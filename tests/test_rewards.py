@@ -56,6 +56,12 @@ def test_bad_bound(make, bound):
         make(bound=bound)
 
 
+@pytest.mark.parametrize("weight", [np.inf, np.nan])
+def test_bad_cost_weight(weight):
+    with pytest.raises(ValueError, match="`cost_weight` must be finite"):
+        rewards.improvement(cost_weight=weight)
+
+
 def test_bad_floor():
     with pytest.raises(ValueError, match="`floor` must be positive and finite"):
         rewards.log_improvement(floor=0.0)

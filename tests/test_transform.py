@@ -365,6 +365,14 @@ PLATEAU = optax_meta.plateau()
             r"≥ 1 or `math\.inf`, got 10\.0",
         ),
         (
+            lambda: control_hyperparams(optax.adamw, PLATEAU, decision_interval=jnp.array(0)),
+            r"≥ 1 or `math\.inf`, got Array\(0",
+        ),
+        (
+            lambda: control_hyperparams(optax.adamw, PLATEAU._replace(bounds={"lr": (0, 1)})),
+            "has bounds for lr but steers learning_rate",
+        ),
+        (
             lambda: control_hyperparams(optax.sgd, optax_meta.reinforce())(0.1),
             (
                 "steers `weight_decay`, which `sgd` does not have; its hyperparameters are: "

@@ -1,5 +1,6 @@
 """The cosine rule."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,8 +42,8 @@ def hypergradient(
         >>> controller = optax_meta.hypergradient(step_size=0.05)
         >>> tx = optax_meta.control_hyperparams(optax.sgd, controller)(learning_rate=1e-4)
     """
-    if not step_size > 0.0:
-        raise ValueError(f"`step_size` must be positive, got {step_size}")
+    if not 0.0 < step_size < math.inf:
+        raise ValueError(f"`step_size` must be positive and finite, got {step_size}")
     low, high = check_bounds(bounds)
     if not low > 0.0:
         raise ValueError(f"`bounds` must be positive, got {bounds}")

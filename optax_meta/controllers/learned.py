@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams, check_interval, check_whole
-from optax_meta.controllers.online import is_seed, with_progress
+from optax_meta.base import Controller, Hyperparams, check_interval, check_seed, check_whole
+from optax_meta.controllers.online import with_progress
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, check_policy, draw
 from optax_meta.recording import Decision, DecisionState
@@ -58,8 +58,8 @@ def learned(
     check_policy(policy)
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
-    if not (seed is None or is_seed(seed)):
-        raise ValueError(f"`seed` must be an integer in [0, 2³²), got {seed}")
+    if seed is not None:
+        check_seed(seed)
     interval = policy.guide.decision_interval(total_steps)
     interval = interval if decision_interval is None else check_interval(decision_interval)
 

@@ -11,7 +11,14 @@ from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient, rewards
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, Encoder, Hyperparams, check_interval, check_whole
+from optax_meta.base import (
+    Controller,
+    Encoder,
+    Hyperparams,
+    check_interval,
+    check_seed,
+    check_whole,
+)
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, Start, check_policy, draw, init_policy
 from optax_meta.recording import Decision, DecisionState
@@ -132,8 +139,8 @@ def reinforce(
     train_every = check_whole("train_every", train_every)
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
+    check_seed(seed)
     _check(
-        ("seed", is_seed(seed), "be an integer in [0, 2³²)", seed),
         ("discount", 0.0 <= discount <= 1.0, "lie in [0, 1]", discount),
         ("baseline_decay", 0.0 <= baseline_decay < 1.0, "lie in [0, 1)", baseline_decay),
         ("entropy_bonus", entropy_bonus >= 0.0, "not be negative", entropy_bonus),
@@ -202,14 +209,6 @@ def extract_policy(policy: Policy, controller_state: Any) -> Policy:
             "state of one controller"
         )
     return policy._replace(params=unravel(learned[0]))
-
-
-def is_seed(seed: Any) -> bool:
-    """Whether it is an integer that fits uint32; an array or tracer is judged by its dtype."""
-    dtype = getattr(seed, "dtype", None)
-    if dtype is None:
-        return isinstance(seed, int) and 0 <= seed < 2**32
-    return jnp.issubdtype(dtype, jnp.integer) and jnp.shape(seed) == ()
 
 
 def _check(*conditions: tuple[str, bool, str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -105,11 +105,13 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
     limits = [c.max_growth for c in controllers if is_set(c.max_growth, math.inf)]
     max_growth: Any = reduce(jnp.minimum, limits) if limits else math.inf
     labelled = [c for c in controllers if c.action_labels]
+    is_dense = any(callable(c.dense_steps) or c.dense_steps > 0 for c in controllers)
     return Controller(
         init=lambda hyperparams: tuple(c.init(_pick(c, hyperparams)) for c in controllers),
         update=partial(_update, tuple(controllers), starts),
         hyperparams=names,
         decision_interval=_common_interval(controllers, starts),
+        dense_steps=_in_charge([c.is_dense for c in controllers], starts) if is_dense else 0,
         bounds={name: _common_bounds(controllers, name) for name in names},
         action_labels=labelled[0].action_labels if len(labelled) == 1 else (),
         features=labelled[0].features if len(labelled) == 1 else (),
@@ -159,14 +161,21 @@ def _common_interval(controllers: Sequence[Controller], starts: Sequence[int]) -
     if all(isinstance(interval, int) and interval == 1 for interval in intervals):
         return 1
 
-    def is_due(step: jax.Array) -> jax.Array:
-        due = jnp.bool_(False)
-        for controller, start in zip(controllers, starts, strict=True):
-            own = controller.is_due(step - start)
-            due = jnp.where(step >= start, own, due)
-        return due
+    return _in_charge([c.is_due for c in controllers], starts)
 
-    return is_due
+
+def _in_charge(
+    asked: Sequence[Callable[[Any], Any]], starts: Sequence[int]
+) -> Callable[[jax.Array], jax.Array]:
+    """Return the function of the step that asks whoever is in charge, with its own count."""
+
+    def of_step(step: jax.Array) -> jax.Array:
+        found = jnp.bool_(False)
+        for ask, start in zip(asked, starts, strict=True):
+            found = jnp.where(step >= start, ask(step - start), found)
+        return found
+
+    return of_step
 
 
 def _update(

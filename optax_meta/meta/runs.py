@@ -146,7 +146,7 @@ def train(
         The policy.
 
     Raises:
-        ValueError: `updates` is below 1.
+        ValueError: `updates` is below 1, or below those of the folder's latest checkpoint.
     """
     import orbax.checkpoint as ocp
 
@@ -158,6 +158,11 @@ def train(
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
         latest = manager.latest_step()
         if latest is not None:
+            if latest > updates:
+                raise ValueError(
+                    f"`{folder.name}` holds {latest} updates, more than the {updates} asked for: "
+                    "ask for as many, or choose another folder"
+                )
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
         start, saved = time.monotonic(), time.monotonic()
         steps_before = float(state.num_inner_steps)

@@ -18,7 +18,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient
-from optax_meta.base import check_whole
+from optax_meta.base import check_seed, check_whole
 from optax_meta.episodes import Trajectory, rollout
 from optax_meta.policies import Policy, check_policy
 from optax_meta.tasks import TaskFamily
@@ -260,6 +260,7 @@ def meta_trainer(
     flat, unravel = ravel_pytree(policy.params)
 
     def init(seed: int) -> MetaState:
+        check_seed(seed)
         state = MetaState(
             step=jnp.int32(0),
             seed=jnp.uint32(seed),
@@ -343,12 +344,13 @@ def _update(
     params, learner_state, learned, figures = compiled.learn(
         *_place(setting, (state.policy_params, state.learner_state)), batches, figures
     )
-    if not np.isfinite(learned["grad_norm"]):
+    # Evolution ranks what it is given, be it finite or not.
+    if not np.all(np.isfinite([learned["grad_norm"], *figures])):
         drawn = ", ".join(setting.families[index].name for index in chosen.tolist())
         raise ValueError(
-            f"the policy's gradient is not finite at update {int(state.step)}, on {drawn}: the "
-            "loss of a family must be finite and positive before the first step, since its "
-            "logarithm is what the policy is to lower"
+            f"nothing finite to learn from at update {int(state.step)}, on {drawn}: the loss of a "
+            "family must be finite and positive before the first step, since its logarithm is what "
+            "the policy is to lower"
         )
     # Early on the average spans the latter part of the updates so far.
     share = max(1.0 / _AVERAGED_UPDATES, 2.0 / (int(state.step) + 2.0))
