@@ -278,6 +278,25 @@ def picture(draw: Callable[..., Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def horizons() -> str:
+    """Return what any-lr-v1 has in runs of any length, from the JSON of all cuts, as Markdown."""
+    found = [json.loads(path.read_text()) for path in HERE.glob("protocol-*.json")]
+    lines = [
+        "| steps | optimizers | starts | seeds | geometric mean | IQM | within 10 % | diverged |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cut in sorted(found, key=lambda cut: cut["horizons"]):
+        [row] = [row for row in cut["scores"] if row["method"] == "any-lr-v1"]
+        low, high = row["geometric_interval"]
+        lines.append(
+            f"| {', '.join(map(str, cut['horizons']))} | {len(cut['optimizer'])} | "
+            f"{len(cut['rates'])} | {cut['seeds']} | "
+            f"{row['geometric_mean']:.2f} [{low:.2f}, {high:.2f}] | "
+            f"{row['interquartile_mean']:.2f} | {row['within_tenth']:.0%} | {row['diverged']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
 def publish(cells: list[dict[str, Any]]) -> None:
     """Put the table into the README and draw the pictures."""
     README.write_text(insert(README.read_text(), "protocol", table(cells)))
@@ -370,6 +389,7 @@ def main() -> None:
         name = "-".join(["protocol", options.cut, *map(str, options.steps or ())])
         path = HERE / f"{name}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")
+        README.write_text(insert(README.read_text(), "horizons", horizons()))
     if options.write and baselines:
         publish(cells)
     assert np.all([np.isfinite(s.geometric_mean) for s in protocol.score(cells)])
