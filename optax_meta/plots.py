@@ -342,6 +342,8 @@ def ranking(rows: "Sequence[Summary]", *, ax: "Axes | None" = None) -> "Axes":
         ends = [*means, *(means - halves)[means > halves], *(means + halves)]
         ax.set_xscale("log", nonpositive="clip")
         ax.set_xlim(min(ends) / 1.5, max(ends) * 1.5)
+        if max(ends) < 50 * min(ends):  # with more decades they would collide
+            _plain_ticks(ax.xaxis)
     ax.set(xlabel="final loss, mean and 95 % interval over seeds")
     ax.invert_yaxis()
     ax.margins(y=0.15)

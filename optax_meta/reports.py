@@ -440,15 +440,16 @@ def _run_pictures(methods: Mapping[str, MethodResult]) -> Iterator[_Picture]:
         partial(_draw_curves, methods, smoothing),
         [charts.loss_chart(methods, smoothing)],
     )
+    policies = {n: r for n, r in methods.items() if _has_decided(r)}
+    knew = ", and what the policy knew when it moved it" if policies else ""
     yield _picture(
         "What the controllers did",
         "Timelines of every hyperparameter, one panel for each method",
-        f"When a hyperparameter moved, and what the policy knew when it moved it.{bold}"
+        f"When a hyperparameter moved{knew}.{bold}"
         f"{alone if len(methods) > 1 else ''}",
         partial(_draw_timelines, methods),
         charts.hyperparam_charts(methods),
     )
-    policies = {n: r for n, r in methods.items() if _has_decided(r)}
     if policies:
         yield _picture(
             "When the policy was sure",
