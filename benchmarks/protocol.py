@@ -58,7 +58,7 @@ class Cut:
     """A size of the benchmark.
 
     Attributes:
-        every: each optimizer but AdamW is for every such task alone, from another one on each.
+        every: each optimizer is for every such task alone, from another one on each.
         folder: where parts are kept; cuts of the same runs share it.
         baselines: their names; None for all.
     """
@@ -68,14 +68,15 @@ class Cut:
     horizons: tuple[int, ...]
     seeds: int
     oracle_seeds: int
-    every: int
+    every: tuple[int, ...]
     folder: str
     baselines: tuple[str, ...] | None = None
 
     def tasks(self, optimizer: str, tasks: list[Task]) -> list[Task]:
         """Return those that an optimizer is for."""
-        first = self.optimizers.index(optimizer)
-        return tasks if first == 0 else tasks[(first - 1) % self.every :: self.every]
+        position = self.optimizers.index(optimizer)
+        every = self.every[position]
+        return tasks[(position - 1) % every :: every]
 
 
 SHORT: dict[str, Any] = {
@@ -92,20 +93,25 @@ FAST_BASELINES = (
     "hypergradient",
     "mechanic",
     "prodigy + linear",
+)
+MEDIUM_BASELINES = (
+    *FAST_BASELINES,
+    "constant 1e-3",
+    "warmup + linear",
+    "reduce_on_plateau",
     "reinforce from scratch",
 )
-MEDIUM_BASELINES = (*FAST_BASELINES, "constant 1e-3", "warmup + linear", "reduce_on_plateau")
 CUTS = {
-    "fast": Cut(**SHORT, horizons=(500,), every=3, baselines=FAST_BASELINES),
-    "medium": Cut(**SHORT, horizons=(500,), every=1, baselines=MEDIUM_BASELINES),
-    "long": Cut(**SHORT, horizons=(10_000,), every=3, baselines=()),
+    "fast": Cut(**SHORT, horizons=(500,), every=(3, 3, 3), baselines=FAST_BASELINES),
+    "medium": Cut(**SHORT, horizons=(500,), every=(1, 1, 1), baselines=MEDIUM_BASELINES),
+    "long": Cut(**SHORT, horizons=(10_000,), every=(1, 3, 3), baselines=()),
     "full": Cut(
         optimizers=tuple(OPTIMIZERS),
         rates=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0, 10.0),
         horizons=(200, 1000, 5000),
         seeds=10,
         oracle_seeds=3,
-        every=1,
+        every=(1,) * len(OPTIMIZERS),
         folder="full",
     ),
 }

@@ -445,8 +445,7 @@ def _run_pictures(methods: Mapping[str, MethodResult]) -> Iterator[_Picture]:
     yield _picture(
         "What the controllers did",
         "Timelines of every hyperparameter, one panel for each method",
-        f"When a hyperparameter moved{knew}.{bold}"
-        f"{alone if len(methods) > 1 else ''}",
+        f"When a hyperparameter moved{knew}.{bold}{alone if len(methods) > 1 else ''}",
         partial(_draw_timelines, methods),
         charts.hyperparam_charts(methods),
     )
