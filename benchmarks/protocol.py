@@ -6,7 +6,7 @@ the README, and `protocol-medium.json` (or that of another cut, and of horizons 
 named), `start_sensitivity.png` and `performance_profile.png` beside this script; without baselines
 the JSON alone, whose "seconds" are those of the last call.
 
-    python benchmarks/protocol.py               # the fast cut: all tasks, not all optimizers
+    python benchmarks/protocol.py               # the fast cut: each task under one optimizer
     python benchmarks/protocol.py --cut medium --write  # three optimizers: the README's table
     python benchmarks/protocol.py --cut full    # all optimizers, horizons and ten seeds: hours
     python benchmarks/protocol.py --cut full --no-baselines --steps 200 1000 --write
@@ -342,8 +342,10 @@ def parsed() -> argparse.Namespace:
         parser.error("--write is for any-lr-v1 on the test tasks")
     if options.write and options.optimizers:
         parser.error("--write is for whole cuts: finished parts in the folder are not run again")
-    if options.write and options.tasks and not options.no_baselines:
+    if options.write and options.tasks:
         parser.error("--write is for all tasks: the README has no table of some")
+    if options.write and options.cut == "fast":
+        parser.error("--write is for the cuts that the README shows: medium, full and long")
     tier = TIERS[options.tier]
     if unknown := set(options.tasks or ()) - set(tier):
         parser.error(

@@ -179,7 +179,7 @@ def check_whole(name: str, number: Any, least: int = 1) -> Any:
         raise ValueError(f"`{name}` must be a whole number ≥ {least}, got {number!r}")
     if isinstance(number, jax.Array) and jnp.issubdtype(number.dtype, jnp.unsignedinteger):
         return number.astype(jnp.int32)  # it is subtracted from
-    return int(number) if isinstance(number, np.integer) else number
+    return int(number) if isinstance(number, (np.integer, np.ndarray)) else number
 
 
 def check_seed(seed: Any) -> None:
@@ -223,8 +223,8 @@ def check_interval(interval: Any) -> Any:
 
 
 def _is_whole(number: Any, least: int) -> bool:
-    if isinstance(number, jax.Array):
+    if isinstance(number, (jax.Array, np.ndarray)):
         is_int = jnp.issubdtype(number.dtype, jnp.integer) and number.shape == ()
-        return is_int and (isinstance(number, Tracer) or bool(number >= least))
+        return is_int and (isinstance(number, Tracer) or int(number) >= least)
     is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
     return is_int and bool(number >= least)

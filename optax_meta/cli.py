@@ -296,12 +296,14 @@ def _same_run(folder: Path, settings: dict[str, Any], *, write: bool) -> None:
     path = folder / "settings.json"
     if path.exists():
         try:
-            known = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError):
+            known = json.loads(path.read_text())
+        except (OSError, ValueError):
+            known = None
+        if not isinstance(known, dict) or not known.keys() >= settings.keys():
             raise ValueError(
                 f"`{path}` is damaged: write {json.dumps(settings)} into it if that is the run "
                 "there, or choose another --out"
-            ) from None
+            )
         if other := [name for name in settings if known.get(name) != settings[name]]:
             raise ValueError(
                 f"`{folder}` holds a run with {', '.join(f'--{n} {known.get(n)}' for n in other)}: "

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from optax_meta.base import Hyperparams, is_set
 from optax_meta.metrics import Metrics
@@ -24,7 +25,9 @@ _USUAL_RATE = 1e-3
 _LEAST_SEEN = 1e-6
 """A move of this share of the parameters' norm shows in float32."""
 _STILL = 10.0
-"""After so many steps without a move the rate may be raised, since it may be too low to show."""
+"""After so many steps of a run that never moved an action may raise the rate."""
+_PATIENCE = 5
+"""So many steps an optimizer is given to make its first move."""
 
 
 class Guide(NamedTuple):
@@ -34,8 +37,9 @@ class Guide(NamedTuple):
     at no more than `probe_rate`, and each of the next ones scales the rate until one update moves
     the parameters by `target_ratio` of their norm. This needs the strided sample of the parameters
     that alignment is measured from, no update's norm, and works for any optimizer and any scale of
-    the parameters. Where all of them start at zero, which tells no scale, their root mean square
-    counts as at least 0.1.
+    the parameters. One that accumulates gradients must make its first move within five steps; then
+    steps without a move change nothing. Where all parameters start at zero, which tells no scale,
+    their root mean square counts as at least 0.1.
 
     Attributes:
         calibration_steps: steps, from the first, in which the rate is calibrated; 0 for none.
@@ -124,8 +128,9 @@ class Guide(NamedTuple):
         ValueError: the guide's `fall` must be a number ≥ 0, got -1.0
         """
         for name, value in self._asdict().items():
-            if isinstance(value, jax.Array):
+            if isinstance(value, Tracer):
                 continue
+            value = np.asarray(value)[()] if isinstance(value, jax.Array) else value  # noqa: PLW2901
             least, is_count = int(name == "max_growth"), name in self.counts
             kinds = (int, np.integer) if is_count else (int, float, np.number)
             if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
@@ -166,15 +171,19 @@ class Guide(NamedTuple):
         lead = rate * self._fallen(metrics).astype(rate.dtype) if is_set(self.fall, 0.0) else rate
         if self.calibration_steps > 0:
             wanted = self.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
-            # No move at all: one too small for the parameters to show, or none, as where gradients
-            # are accumulated inside the optimizer. The rate is raised until a gradient step would
-            # show; after the probe, which may have been too small for any, to what is usual.
+            # No move yet: they may be too small for the parameters to show, or gradients may be
+            # accumulated inside the optimizer. So the rate is first raised to what is usual, and
+            # only after some steps until a gradient step would show.
             slope = jnp.maximum(metrics.grad_norm, 1e-30)
             steepest = self.target_ratio * metrics.param_norm / slope
-            usual = jnp.where(metrics.step > 1, 0.0, jnp.minimum(_USUAL_RATE, steepest))
-            shows = jnp.maximum(usual, _LEAST_SEEN * metrics.param_norm / slope)
+            shows = jnp.where(
+                metrics.step < _PATIENCE,
+                jnp.minimum(_USUAL_RATE, steepest),
+                _LEAST_SEEN * metrics.param_norm / slope,
+            )
             to_show = jnp.maximum(shows / jnp.maximum(rate, 1e-30), 1.0)
-            wanted = jnp.where(metrics.num_moves > 0.0, wanted, to_show)
+            unseen = jnp.where(metrics.update_norm > 0.0, 1.0, to_show)
+            wanted = jnp.where(metrics.num_moves > 0.0, wanted, unseen)
             jump = jnp.clip(wanted, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
             # Nothing is learned where no gradient was seen, or no step at this rate; where none was
             # finite, nothing but that the rate may be too high.
@@ -230,9 +239,9 @@ class Guide(NamedTuple):
     ) -> jax.Array:
         if is_set(self.max_ratio, math.inf):
             # Where no move was seen, no action raises the rate, unless it may be too low to show.
-            is_low = (metrics.num_steps >= _STILL) | (metrics.step == 0) & self._is_calibrating(
-                metrics
-            )
+            num_finite = metrics.num_steps - metrics.num_nonfinite
+            is_low = (metrics.update_norm <= 0.0) & (num_finite >= _STILL)
+            is_low |= (metrics.step == 0) & self._is_calibrating(metrics)
             unseen = jnp.where(is_low, _LARGEST_JUMP * rate, jnp.maximum(rate, lead))
             largest = rate * self._room(metrics).astype(rate.dtype)
             largest = jnp.where(metrics.num_moves > 0.0, largest, unseen)

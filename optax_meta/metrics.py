@@ -38,9 +38,10 @@ class Metrics(NamedTuple):
             called right after another decision.
         num_nonfinite: how many of these steps were not finite, float32[].
         num_moves: how many finite steps saw a move made under these hyperparameters, float32[]:
-            those that alignment, persistence and update norm average. Where it is not above 0, as
-            at step 0 and while an optimizer accumulates gradients, these three repeat; below 0
-            where `decide` is called before there was such a step.
+            those that alignment, persistence and update norm average. Where it is not above 0,
+            these three repeat: 0 while an optimizer accumulates gradients, or where moves are too
+            small to show; below 0 where there was no step under these hyperparameters yet, as at
+            step 0 and soon after `decide`.
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
 
@@ -80,6 +81,7 @@ class Metrics(NamedTuple):
 
 NUM_MEASURED = 8
 """What is measured at a step: the first entries of `Metrics`, up to `value_change`."""
+_OTHERS, _UNSEEN = -2.0, -1.0
 _UPDATE_NORM = Metrics._fields.index("update_norm")
 _OF_MOVES = np.isin(Metrics._fields[:NUM_MEASURED], ("alignment", "persistence", "update_norm"))
 
@@ -90,8 +92,9 @@ class Statistics(NamedTuple):
     Attributes:
         means: what is measured, averaged over the finite steps of the window, float32[8].
         window: its length in steps, 0 right after a decision, how many of these were not finite,
-            and how many saw a move; float32[3]. The last one starts at -1 after `decide`: the next
-            step sees what was done under other hyperparameters.
+            and how many saw a move; float32[3]. The last one starts at 0 after a decision within an
+            update and at -2 else: what the next step sees was not done under its hyperparameters,
+            and takes it to -1.
         last: the same at the latest finite step, float32[8].
         total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
         least_param_norm: what `param_norm` is at least: 0, but for parameters that all start at
@@ -111,7 +114,8 @@ class Statistics(NamedTuple):
     def empty(cls, least_param_norm: jax.typing.ArrayLike = 0.0) -> "Statistics":
         """Return what is known before the first step."""
         empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 6, jnp.float32))
-        return empty._replace(least_param_norm=jnp.asarray(least_param_norm, jnp.float32)[None])
+        least = jnp.asarray(least_param_norm, jnp.float32)[None]
+        return empty._replace(window=fresh_window(moved=False), least_param_norm=least)
 
     def pack(self) -> jax.Array:
         """Return the statistics as float32[22]."""
@@ -144,7 +148,7 @@ def fresh_window(*, moved: bool) -> jax.Array:
     Args:
         moved: whether the next step will see a move made under the present hyperparameters.
     """
-    return jnp.array([0.0, 0.0, 0.0 if moved else -1.0], jnp.float32)
+    return jnp.array([0.0, 0.0, 0.0 if moved else _OTHERS], jnp.float32)
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -245,17 +249,20 @@ def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
     """
     is_finite = jnp.all(jnp.isfinite(measured))
     num_steps, num_nonfinite, num_moves = statistics.window
-    counts = jnp.where(_OF_MOVES, num_moves, num_steps - num_nonfinite) + 1.0
-    has_moved = is_finite & ((measured[_UPDATE_NORM] > 0.0) | (num_moves < 0.0))
-    is_new = jnp.where(_OF_MOVES, has_moved, is_finite) & (counts > 0.0)
-    counts = jnp.maximum(counts, 1.0)
+    is_own = num_moves > _OTHERS
+    has_moved = is_finite & is_own & (measured[_UPDATE_NORM] > 0.0)
+    moved = jnp.maximum(num_moves, 0.0) + has_moved
+    moved = jnp.where(is_finite, jnp.where(is_own, moved, _UNSEEN), num_moves)
+    num_finite = num_steps - num_nonfinite + 1.0
+    counts = jnp.where(_OF_MOVES, jnp.maximum(moved, 1.0), num_finite)
+    is_new = jnp.where(_OF_MOVES, has_moved, is_finite)
     means = statistics.means * ((counts - 1.0) / counts) + measured / counts
-    counted = jnp.stack([jnp.bool_(True), ~is_finite, has_moved]).astype(jnp.float32)
+    window = jnp.stack([num_steps + 1.0, num_nonfinite + ~is_finite, moved])
     return statistics._replace(
         means=jnp.where(is_new, means, statistics.means),
-        window=statistics.window + counted,
+        window=window,
         last=jnp.where(is_finite, measured, statistics.last),
-        total_nonfinite=statistics.total_nonfinite + counted[1:2],
+        total_nonfinite=statistics.total_nonfinite + ~is_finite,
     )
 
 

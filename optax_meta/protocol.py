@@ -245,9 +245,9 @@ def judge(
         2
     """
     names = [task.name for task in tasks]
-    seeds = check_whole("seeds", seeds, 2)
-    oracle_seeds = check_whole("oracle_seeds", oracle_seeds)
-    horizons = [check_whole("horizons", steps) for steps in horizons]
+    seeds = int(check_whole("seeds", seeds, 2))
+    oracle_seeds = int(check_whole("oracle_seeds", oracle_seeds))
+    horizons = [int(check_whole("horizons", steps)) for steps in horizons]
     rates = [float(rate) for rate in learning_rates]
     if not rates or not all(0.0 < rate < math.inf for rate in rates):
         raise ValueError(f"`learning_rates` must be positive and finite, got {rates}")
@@ -593,7 +593,7 @@ def _finished(path: Path) -> dict[str, Any]:
         done = json.loads(path.read_text())
     except ValueError:
         done = None
-    wanted = {*FIGURES, "oracle", "versions", "fingerprints"}
+    wanted = {*FIGURES, "initial", "sweep", "oracle", "versions", "fingerprints"}
     if not isinstance(done, dict) or not done.keys() >= wanted:
         raise ValueError(
             f"`{path}` is damaged, or was written by another version: choose another folder or "

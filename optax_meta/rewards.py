@@ -49,7 +49,7 @@ def improvement(*, cost_weight: float = 0.1, bound: float = 10.0) -> Reward:
         >>> controller = optax_meta.reinforce(reward=optax_meta.rewards.improvement(cost_weight=1))
     """
     _check_bound(bound)
-    if not math.isfinite(cost_weight):
+    if not (isinstance(cost_weight, jax.Array) or math.isfinite(cost_weight)):
         raise ValueError(f"`cost_weight` must be finite, got {cost_weight}")
 
     def reward(before: Metrics, after: Metrics) -> jax.Array:

@@ -211,7 +211,7 @@ def decide(
     num_nonfinite = jnp.where(is_finite, num_nonfinite, jnp.maximum(num_steps, 1.0))
     statistics = statistics._replace(
         means=jnp.where(is_finite, statistics.means.at[:2].set(told), statistics.means),
-        window=jnp.stack([num_steps, num_nonfinite, jnp.where(num_moves > 0.0, num_moves, -1.0)]),
+        window=jnp.stack([num_steps, num_nonfinite, num_moves]),
     )
     operands = (state.hyperparams, state.controller_state)
     hyperparams, controller_state = _ask(controller, statistics, state.step, *operands)

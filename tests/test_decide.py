@@ -80,7 +80,7 @@ def test_moves_are_averaged_over_the_steps_that_saw_one():
         seen.append(state.controller_state)
     # The first move that is seen after a decision was made before it.
     expected = [[-1.0, 0.0, 0.0, 0.0], [2.0, 1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]]
-    np.testing.assert_allclose(seen, [*expected, [-1.0, 1.0, 1.0, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(seen, [*expected, [-2.0, 1.0, 1.0, 1.0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

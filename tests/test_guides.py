@@ -30,14 +30,17 @@ def raising(policy):
     return policy._replace(params={"params": {**policy.params["params"], "head": head}})
 
 
-def train(policy, start, steps=40, scale=1.0, total_steps=None, factory=optax.adam):
-    """Fit a noisy quadratic stored in units of `scale`; return the records and the parameters."""
+def train(policy, start, steps=40, scale=1.0, total_steps=None, factory=optax.adam, unit=1.0):
+    """Fit a noisy quadratic, parameters in units of `scale` and the loss in units of `unit`.
+
+    Return the records, the norms of moves over those of parameters, and the parameters.
+    """
     tx = optax_meta.control_hyperparams(
         factory, optax_meta.learned(policy, total_steps=total_steps)
     )(learning_rate=start)
 
     def loss(x, key):
-        return jnp.mean((x / scale - 1.0 - jax.random.normal(key, x.shape)) ** 2)
+        return unit * jnp.mean((x / scale - 1.0 - jax.random.normal(key, x.shape)) ** 2)
 
     def step(carry, key):
         x, state = carry
@@ -67,14 +70,17 @@ def test_calibration_finds_the_rate_whatever_the_optimizer_and_the_units(factory
     assert np.max(ratio[1:]) < 0.05
 
 
-@pytest.mark.parametrize("steps", [2, 4, 16])
-def test_an_optimizer_that_moves_now_and_then_is_calibrated(steps):
+@pytest.mark.parametrize(("steps", "unit"), [(2, 1.0), (4, 1.0), (16, 1.0), (2, 1e-6), (4, 1e-6)])
+def test_an_optimizer_that_moves_now_and_then_is_calibrated(steps, unit):
     def factory(learning_rate):
         return optax.MultiSteps(optax.adam(learning_rate), steps).gradient_transformation()
 
     guided = policy(calibration_steps=8, target_ratio=1e-2, max_ratio=0.05, dense_steps=20)
-    rows, ratio, _ = train(raising(guided), 10.0, factory=factory, total_steps=200, steps=200)
-    assert np.max(ratio) < 0.2, np.max(ratio)
+    rows, ratio, _ = train(
+        raising(guided), 10.0, factory=factory, total_steps=200, steps=200, unit=unit
+    )
+    # What an action does shows one move later.
+    assert np.max(ratio) < 0.11, np.max(ratio)
     still = ratio == 0.0
     assert ratio[~still][-1] > 1e-3
     rate = rows.hyperparams["learning_rate"]
@@ -305,6 +311,39 @@ def test_a_rate_that_moved_nothing_yet_is_not_judged(interval, steps, lost):
         told = optax_meta.decide(controller, state, value=value)
         after = optax_meta.hyperparams(told)["learning_rate"]
         np.testing.assert_allclose(after, factor * before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-9])
+def test_a_decision_from_outside_between_two_updates_raises_nothing(unit):
+    controller = optax_meta.learned(policy(calibration_steps=8, target_ratio=1e-2, max_ratio=0.05))
+    tx = optax_meta.control_hyperparams(partial(optax.adam, eps=1e-30), controller)(1e-3)
+    params = jnp.linspace(1.0, 2.0, 4)
+    state = tx.init(params)
+    for _ in range(12):
+        updates, state = tx.update(unit * params, state, params, value=1.0)
+        assert jnp.linalg.norm(updates) < 0.02 * jnp.linalg.norm(params)
+        params = optax.apply_updates(params, updates)
+        state = optax_meta.decide(controller, state, value=1.0)
+
+
+def test_arguments_may_be_arrays_from_outside_of_a_trace():
+    total, seed = jnp.int32(100), np.array(3)
+
+    @jax.jit
+    def rate(x):
+        controller = optax_meta.learned(policy(), total_steps=total, seed=seed)
+        tx = optax_meta.control_hyperparams(optax.sgd, controller)(0.1)
+        return optax_meta.hyperparams(tx.update(x, tx.init(x), x, value=1.0)[1])["learning_rate"]
+
+    assert rate(jnp.ones(2)) > 0.0
+
+
+def test_steps_that_are_not_finite_open_no_bound(metrics):
+    guide = Guide(max_ratio=0.05)
+    rate, raised = ({"learning_rate": jnp.float32(x)} for x in (1.0, 2.0))
+    for num_nonfinite, expected in ((9.0, 1.0), (0.0, 2.0)):
+        seen = metrics(num_moves=0.0, num_steps=10.0, num_nonfinite=num_nonfinite, update_norm=0.0)
+        assert guide.bound(seen, rate, rate, raised)["learning_rate"] == expected
 
 
 def test_decisions_from_outside_judge_a_rate_by_its_own_moves():

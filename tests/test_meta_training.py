@@ -408,9 +408,10 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     assert cli.main(["meta-train", "--groups", "2", "--out", str(tmp_path)]) == 2
     assert "holds a run with --groups 16: go on" in capsys.readouterr().err
-    (tmp_path / "settings.json").write_text("")
-    assert cli.main(["meta-train", "--out", str(tmp_path)]) == 2
-    assert "settings.json` is damaged: write {" in capsys.readouterr().err
+    for text in ("", "[]", '{"recipe": "any-lr-v1"}'):
+        (tmp_path / "settings.json").write_text(text)
+        assert cli.main(["meta-train", "--out", str(tmp_path)]) == 2
+        assert "settings.json` is damaged: write {" in capsys.readouterr().err
 
 
 def test_a_refused_command_leaves_nothing(tmp_path, capsys):

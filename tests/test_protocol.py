@@ -1,4 +1,5 @@
 import json
+import sys
 
 import data_switch
 import jax
@@ -115,11 +116,12 @@ def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0, times=(0.5, 0
     }
 
 
-def test_a_folder_of_another_version_is_refused(tmp_path):
+@pytest.mark.parametrize("key", ["test_losses", "sweep", "initial", "fingerprints"])
+def test_a_folder_of_another_version_is_refused(tmp_path, key):
     judge(tmp_path)
     for path in tmp_path.glob("*.json"):
         cell = json.loads(path.read_text())
-        del cell["test_losses"]
+        del cell[key]
         path.write_text(json.dumps(cell))
     with pytest.raises(ValueError, match="was written by another version"):
         judge(tmp_path, hold=HOLD, other=PLAIN)
@@ -410,3 +412,37 @@ def test_tasks_are_sound(make):
     assert jnp.isfinite(grad_norm)
     assert start > task.floor
     assert after < start + 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--write"], "--write is for the cuts that the README shows"),
+        (["--cut", "full", "--write", "--tasks", "digits"], "--write is for all tasks"),
+        (["--cut", "full", "--write", "--optimizers", "sgd"], "--write is for whole cuts"),
+        (["--tasks", "chess"], "no task of this tier: chess"),
+    ],
+)
+def test_the_benchmark_refuses_what_would_not_be_whole(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["protocol.py", *arguments])
+    with pytest.raises(SystemExit):
+        benchmark.parsed()
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_of_horizons_is_that_of_the_readme():
+    lines = benchmark.horizons().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| 200, 1000",
+        "| 500",
+        "| 5000",
+        "| 10000",
+    ]
+    assert benchmark.horizons() in benchmark.README.read_text()
+
+
+def test_every_cut_covers_every_task():
+    tasks = list(TEST)
+    for cut in benchmark.CUTS.values():
+        covered = {task for name in cut.optimizers for task in cut.tasks(name, tasks)}
+        assert covered == set(tasks)

@@ -151,7 +151,7 @@ def train(
     import orbax.checkpoint as ocp
 
     check_whole("updates", updates)
-    folder = folder.absolute()
+    given, folder = folder, folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     state = trainer.init(seed)
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
@@ -160,7 +160,7 @@ def train(
         if latest is not None:
             if latest > updates:
                 raise ValueError(
-                    f"`{folder.name}` holds {latest} updates, more than the {updates} asked for: "
+                    f"`{given}` holds {latest} updates, more than the {updates} asked for: "
                     "ask for as many, or choose another folder"
                 )
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
