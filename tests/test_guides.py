@@ -70,7 +70,7 @@ def test_calibration_finds_the_rate_whatever_the_optimizer_and_the_units(factory
     assert np.max(ratio[1:]) < 0.05
 
 
-@pytest.mark.parametrize(("steps", "unit"), [(2, 1.0), (4, 1.0), (16, 1.0), (2, 1e-6), (4, 1e-6)])
+@pytest.mark.parametrize(("steps", "unit"), [(2, 1.0), (16, 1.0), (4, 1e-6)])
 def test_an_optimizer_that_moves_now_and_then_is_calibrated(steps, unit):
     def factory(learning_rate):
         return optax.MultiSteps(optax.adam(learning_rate), steps).gradient_transformation()
