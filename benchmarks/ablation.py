@@ -27,9 +27,9 @@ from validation_tasks import VALIDATION
 
 import optax_meta
 from optax_meta import protocol
-from optax_meta.evaluation import library_versions
 from optax_meta.guides import Guide
-from optax_meta.tasks import Task
+from optax_meta.meta.evaluation import library_versions
+from optax_meta.meta.tasks import Task
 
 HERE = Path(__file__).parent
 NAMES = ("adamw", "momentum", "lion")

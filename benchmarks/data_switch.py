@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from protocol import OPTIMIZERS, guided
-from test_tasks import TEST, switched
+from reported_tasks import TEST, switched
 
 import optax_meta
 from optax_meta import protocol
-from optax_meta.evaluation import library_versions
-from optax_meta.protocol import Contender
-from optax_meta.tasks import Task, train_step
+from optax_meta.meta.evaluation import library_versions
+from optax_meta.meta.protocol import Contender
+from optax_meta.meta.tasks import Task, train_step
 
 HERE = Path(__file__).parent
 SMOOTHING = 5

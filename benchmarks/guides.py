@@ -22,7 +22,7 @@ from validation_tasks import VALIDATION
 import optax_meta
 from optax_meta import protocol
 from optax_meta.guides import Guide
-from optax_meta.protocol import Contender
+from optax_meta.meta.protocol import Contender
 
 HERE = Path(__file__).parent
 

@@ -17,7 +17,7 @@ import numpy as np
 from ablation import NAMES, interval, log_losses, numbers, runs, stacked
 from validation_tasks import VALIDATION
 
-from optax_meta.evaluation import library_versions
+from optax_meta.meta.evaluation import library_versions
 from optax_meta.meta.runs import any_lr
 
 HERE = Path(__file__).parent

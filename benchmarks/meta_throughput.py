@@ -24,8 +24,8 @@ import optax
 
 import optax_meta
 from optax_meta import families
-from optax_meta.evaluation import library_versions
 from optax_meta.meta import runs
+from optax_meta.meta.evaluation import library_versions
 
 HERE = Path(__file__).parent
 

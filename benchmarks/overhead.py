@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 import optax_meta
-from optax_meta.evaluation import library_versions
+from optax_meta.meta.evaluation import library_versions
 
 Transformation = optax.GradientTransformation
 ANY_LR = optax_meta.load_policy("any-lr-v1")

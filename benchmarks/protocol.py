@@ -32,13 +32,13 @@ import numpy as np
 import optax
 from optax import contrib
 from readme import README, insert
-from test_tasks import TEST
+from reported_tasks import TEST
 from validation_tasks import VALIDATION
 
 import optax_meta
 from optax_meta import plots, protocol
-from optax_meta.protocol import Contender
-from optax_meta.tasks import Task
+from optax_meta.meta.protocol import Contender
+from optax_meta.meta.tasks import Task
 
 HERE = Path(__file__).parent
 OPTIMIZERS: dict[str, protocol.Factory] = {

@@ -18,7 +18,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 import optax_meta
-from optax_meta import evaluation, plots, reports
+from optax_meta import plots
+from optax_meta.meta import evaluation
+from optax_meta.reports import page as reports
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_meta.tasks import MLP, Task
+from optax_meta.meta.tasks import MLP, Task
 
 
 def spirals(*, batch_size: int = 32) -> Task:

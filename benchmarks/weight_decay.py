@@ -25,8 +25,8 @@ from protocol import holding
 
 import optax_meta
 from optax_meta import families
-from optax_meta.evaluation import library_versions
-from optax_meta.tasks import MLP, Task
+from optax_meta.meta.evaluation import library_versions
+from optax_meta.meta.tasks import MLP, Task
 
 HERE = Path(__file__).parent
 GRID = (1e-4, 1e-2, 1e-1, 1.0, 10.0)

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 import optax_meta
-from optax_meta.evaluation import interval
+from optax_meta.meta.evaluation import interval
 
 STEPS = 15
 COST = jnp.linspace(0.5, 0.22, STEPS)

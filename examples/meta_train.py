@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_meta
-from optax_meta.tasks import Task, TaskFamily, train_step
+from optax_meta.meta.tasks import Task, TaskFamily, train_step
 
 MODEL: Any = nn.Sequential([nn.Dense(32), nn.tanh, nn.Dense(1)])
 

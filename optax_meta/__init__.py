@@ -24,14 +24,16 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME and not name.startswith("_") and find_spec(f"{__name__}.{name}"):
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOME:
+    if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME[name]
-    if home == __name__:
-        return import_module(f"{home}.{name}")
-    value = getattr(import_module(home), name)
+    module = _HOME.get(name, __name__)
+    home = vars(import_module(module))
+    if module != __name__ and name in home:
+        value = home[name]
+    elif find_spec(module).submodule_search_locations and find_spec(f"{module}.{name}"):
+        value = import_module(f"{module}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
 

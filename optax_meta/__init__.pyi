@@ -1,12 +1,8 @@
 # The public names, each once; `__init__.py` reads this file and imports them on first use.
 from optax_meta import actions as actions
-from optax_meta import families as families
 from optax_meta import guides as guides
 from optax_meta import observations as observations
-from optax_meta import plots as plots
-from optax_meta import protocol as protocol
 from optax_meta import rewards as rewards
-from optax_meta import tasks as tasks
 from optax_meta import writers as writers
 from optax_meta.base import Controller as Controller
 from optax_meta.base import Encoder as Encoder
@@ -17,15 +13,18 @@ from optax_meta.checkpoints import save_policy as save_policy
 from optax_meta.controllers.constant import constant as constant
 from optax_meta.controllers.hypergradient import hypergradient as hypergradient
 from optax_meta.controllers.learned import learned as learned
-from optax_meta.controllers.online import extract_policy as extract_policy
-from optax_meta.controllers.online import reinforce as reinforce
 from optax_meta.controllers.plateau import plateau as plateau
+from optax_meta.controllers.reinforce import extract_policy as extract_policy
+from optax_meta.controllers.reinforce import reinforce as reinforce
 from optax_meta.controllers.warmup import join as join
 from optax_meta.controllers.warmup import warmup as warmup
 from optax_meta.controllers.warmup import warmup_plateau as warmup_plateau
-from optax_meta.episodes import Trajectory as Trajectory
-from optax_meta.episodes import rollout as rollout
-from optax_meta.evaluation import compare as compare
+from optax_meta.meta import families as families
+from optax_meta.meta import protocol as protocol
+from optax_meta.meta import tasks as tasks
+from optax_meta.meta.episodes import Trajectory as Trajectory
+from optax_meta.meta.episodes import rollout as rollout
+from optax_meta.meta.evaluation import compare as compare
 from optax_meta.meta.training import meta_trainer as meta_trainer
 from optax_meta.metrics import Metrics as Metrics
 from optax_meta.policies import Policy as Policy
@@ -33,6 +32,7 @@ from optax_meta.policies import PolicyNetwork as PolicyNetwork
 from optax_meta.policies import init_policy as init_policy
 from optax_meta.recording import Record as Record
 from optax_meta.recording import record as record
+from optax_meta.reports import plots as plots
 from optax_meta.train_state import TrainState as TrainState
 from optax_meta.transform import ControlState as ControlState
 from optax_meta.transform import control_hyperparams as control_hyperparams

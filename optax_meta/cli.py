@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(options: argparse.Namespace) -> int:
     _require("report", "report", "matplotlib", "jinja2")
-    from optax_meta import reports
+    from optax_meta.reports import page as reports
 
     print(f"Report: {reports.rebuild_report(options.folder, options.out)}")  # noqa: T201
     return 0
@@ -184,7 +184,8 @@ def _compare(options: argparse.Namespace) -> int:
     _require("compare", "report", "rich", "sklearn", "scipy", "matplotlib", "jinja2")
     from rich.console import Console
 
-    from optax_meta import evaluation, reports
+    from optax_meta.meta import evaluation
+    from optax_meta.reports import page as reports
 
     console = Console()
 
@@ -238,8 +239,8 @@ def _meta_train(options: argparse.Namespace) -> int:
 
     if options.distributed is not None:
         jax.distributed.initialize(**options.distributed)
-    from optax_meta import checkpoints, evaluation
-    from optax_meta.meta import runs
+    from optax_meta import checkpoints
+    from optax_meta.meta import evaluation, runs
 
     mesh = jax.make_mesh((jax.device_count(),), ("tasks",), (jax.sharding.AxisType.Auto,))
     if options.groups % mesh.size:
@@ -338,7 +339,7 @@ def _in_thread(work: Callable[[], _T]) -> "Future[_T]":
 def _write_page(folder: Path) -> None:
     """Write the report of a meta-training, where the extra `report` is installed."""
     try:
-        from optax_meta import reports
+        from optax_meta.reports import page as reports
 
         print(f"Report: {reports.rebuild_report(folder)}")  # noqa: T201
     except ImportError:

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from optax_meta import reports
-from optax_meta.evaluation import Comparison, MethodResult
+from optax_meta.meta.evaluation import Comparison, MethodResult
 from optax_meta.recording import Decision, Record
+from optax_meta.reports import page as reports
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -10,7 +10,9 @@ import optax
 import pytest
 
 import optax_meta
-from optax_meta import cli, evaluation, reports, tasks
+from optax_meta import cli, tasks
+from optax_meta.meta import evaluation
+from optax_meta.reports import page as reports
 
 
 @pytest.fixture(scope="module")

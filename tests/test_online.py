@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import optax_meta
 from optax_meta import actions, control_hyperparams, policy_gradient, reinforce
-from optax_meta.controllers.online import extract_policy
+from optax_meta.controllers.reinforce import extract_policy
 
 VALUES = np.array([2.0, 1.5, 1.7, 1.2, 1.1, 0.9, 1.3, 0.8, 0.7, 0.75, 0.6], np.float32)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from optax_meta import plots, protocol
-from optax_meta.evaluation import Interval, Summary
+from optax_meta.meta.evaluation import Interval, Summary
 from optax_meta.recording import Decision, Record
 
 RATES = [1e-3, 0.1]

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import protocol as benchmark
 import pytest
-from test_tasks import TEST
+from reported_tasks import TEST
 from validation_tasks import VALIDATION
 
 import optax_meta
 from optax_meta import families, protocol, tasks
-from optax_meta.protocol import Contender
+from optax_meta.meta.protocol import Contender
 
 PLAIN = Contender.from_schedule("constant")
 HOLD = Contender.from_controller(lambda run: optax_meta.constant())

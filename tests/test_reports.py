@@ -6,9 +6,11 @@ import re
 import pytest
 
 import optax_meta
-from optax_meta import cli, evaluation, reports
+from optax_meta import cli
+from optax_meta.meta import evaluation
 from optax_meta.meta import runs as meta_runs
-from optax_meta.pages import files
+from optax_meta.reports import files
+from optax_meta.reports import page as reports
 
 METHODS = ["constant", "any-lr-v1", "reinforce"]
 

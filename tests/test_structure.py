@@ -6,19 +6,17 @@ import sys
 from pathlib import Path
 
 import optax_meta
-from optax_meta import cli, evaluation, tasks
-from optax_meta.meta import runs
+from optax_meta import cli, tasks
+from optax_meta.meta import evaluation, runs
 
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"metrics", "policy_gradient", "train_state"},
     {"base"},
-    {"observations", "actions", "rewards", "transform", "tasks", "guides", "families"},
+    {"observations", "actions", "rewards", "transform", "guides"},
     {"policies", "recording", "writers"},
     {"controllers", "checkpoints"},
-    {"episodes"},
-    {"evaluation", "meta", "protocol"},
-    {"plots", "pages"},
+    {"meta"},
     {"reports"},
     {"cli"},
     {"__main__"},
@@ -90,7 +88,7 @@ def test_the_distribution_has_one_version():
 
 
 def test_modules_that_docstrings_name_are_found():
-    names = "checkpoints", "evaluation", "recording", "reports", "transform"
+    names = "checkpoints", "meta.runs", "recording", "reports.page", "transform"
     code = f"import optax_meta; {', '.join(f'optax_meta.{name}' for name in names)}"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not hasattr(optax_meta, "nothing")

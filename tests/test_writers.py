@@ -15,8 +15,9 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import optax_meta
-from optax_meta import cli, recording, reports, writers
-from optax_meta.pages import files
+from optax_meta import cli, recording, writers
+from optax_meta.reports import files
+from optax_meta.reports import page as reports
 
 CONTROLLER = optax_meta.reinforce(decision_interval=3)
 LABELS = CONTROLLER.action_labels

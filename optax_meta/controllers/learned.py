@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta.base import Controller, Hyperparams, check_interval, check_seed, check_whole
-from optax_meta.controllers.online import with_progress
+from optax_meta.controllers.reinforce import with_progress
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, check_policy, draw
 from optax_meta.recording import Decision, DecisionState

@@ -15,8 +15,8 @@ import numpy as np
 from optax_meta import actions, observations, writers
 from optax_meta.base import check_whole
 from optax_meta.checkpoints import load_policy
-from optax_meta.families import FAMILIES, OVERFITTED
 from optax_meta.guides import Guide
+from optax_meta.meta.families import FAMILIES, OVERFITTED
 from optax_meta.meta.training import MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, init_policy
 from optax_meta.writers import Writer

@@ -19,9 +19,9 @@ from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient
 from optax_meta.base import check_seed, check_whole
-from optax_meta.episodes import Trajectory, rollout
+from optax_meta.meta.episodes import Trajectory, rollout
+from optax_meta.meta.tasks import TaskFamily
 from optax_meta.policies import Policy, check_policy
-from optax_meta.tasks import TaskFamily
 
 Learner = Literal["reinforce", "evolution"]
 _AVERAGED_UPDATES = 50.0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from optax_meta import writers
-from optax_meta.evaluation import Comparison, Interval, MethodResult, summarize
+from optax_meta.meta.evaluation import Comparison, Interval, MethodResult, summarize
 from optax_meta.recording import COLUMNS, Decision, Record, Row, flatten
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_meta.tasks import Task, TaskFamily
+from optax_meta.meta.tasks import Task, TaskFamily
 
 Activation = Callable[[jax.Array], jax.Array]
 _EVALUATION_SIZE = 256

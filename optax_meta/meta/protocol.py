@@ -22,8 +22,8 @@ import numpy as np
 import optax
 
 from optax_meta.base import Controller, check_whole
-from optax_meta.evaluation import library_versions
-from optax_meta.tasks import Task, figures_at, train_step
+from optax_meta.meta.evaluation import library_versions
+from optax_meta.meta.tasks import Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
 
 CAP = 10.0

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optax_meta import protocol
+from optax_meta.meta import protocol
 from optax_meta.recording import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-    from optax_meta.evaluation import Summary
+    from optax_meta.meta.evaluation import Summary
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, less its yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -330,7 +330,7 @@ def ranking(rows: "Sequence[Summary]", *, ax: "Axes | None" = None) -> "Axes":
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant", "plateau"], steps=20, seeds=2)
-        >>> ax = optax_meta.plots.ranking(optax_meta.evaluation.summarize(comparison))
+        >>> ax = optax_meta.plots.ranking(optax_meta.meta.evaluation.summarize(comparison))
     """
     ax = _axes(ax)
     means = np.array([row.final_loss.mean for row in rows])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_meta.tasks import MLP, ConvNet, Task
+from optax_meta.meta.tasks import MLP, ConvNet, Task
 
 
 def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:

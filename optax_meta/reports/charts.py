@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from optax_meta.evaluation import MethodResult
-from optax_meta.plots import running_mean
+from optax_meta.meta.evaluation import MethodResult
+from optax_meta.reports.plots import running_mean
 
 MAX_POINTS = 3000
 MAX_DECISIONS = 4000
@@ -32,7 +32,7 @@ def loss_chart(methods: Mapping[str, MethodResult], smoothing: int) -> dict[str,
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
-        >>> chart = optax_meta.pages.charts.loss_chart(comparison.methods, smoothing=5)
+        >>> chart = optax_meta.reports.charts.loss_chart(comparison.methods, smoothing=5)
         >>> len(chart["series"][0]["x"])
         20
     """
@@ -57,7 +57,7 @@ def moved(result: MethodResult) -> list[str]:
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
-        >>> optax_meta.pages.charts.moved(comparison.methods["constant"])
+        >>> optax_meta.reports.charts.moved(comparison.methods["constant"])
         ['learning_rate']
     """
     runs = result.records.hyperparams.items()
@@ -69,7 +69,8 @@ def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
-        >>> [chart["id"] for chart in optax_meta.pages.charts.hyperparam_charts(comparison.methods)]
+        >>> charts = optax_meta.reports.charts.hyperparam_charts(comparison.methods)
+        >>> [chart["id"] for chart in charts]
         ['learning_rate']
     """
     steered = {name: moved(result) for name, result in methods.items()}
@@ -110,7 +111,7 @@ def log_chart(
 
     Example:
         >>> curves = {"a": (np.array([1, 2]), np.array([0.5, 0.25]))}
-        >>> chart = optax_meta.pages.charts.log_chart("a", "A", "a", curves)
+        >>> chart = optax_meta.reports.charts.log_chart("a", "A", "a", curves)
         >>> chart["series"][0]["y"]
         [0.5, 0.25]
     """
@@ -129,7 +130,7 @@ def embed(charts: Sequence[Mapping[str, Any]]) -> str:
     """Return charts as JSON that may stand inside a `<script>` element.
 
     Example:
-        >>> "<" in optax_meta.pages.charts.embed([{"title": "</script>"}])
+        >>> "<" in optax_meta.reports.charts.embed([{"title": "</script>"}])
         False
     """
     text = json.dumps(charts, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

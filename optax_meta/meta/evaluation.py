@@ -17,11 +17,11 @@ from optax_meta.checkpoints import load_policy
 from optax_meta.controllers.constant import constant
 from optax_meta.controllers.hypergradient import hypergradient
 from optax_meta.controllers.learned import learned
-from optax_meta.controllers.online import reinforce
 from optax_meta.controllers.plateau import plateau
+from optax_meta.controllers.reinforce import reinforce
 from optax_meta.controllers.warmup import warmup_plateau
+from optax_meta.meta.tasks import TASKS, Task, figures_at, train_step
 from optax_meta.recording import Record, record
-from optax_meta.tasks import TASKS, Task, figures_at, train_step
 from optax_meta.transform import control_hyperparams
 
 Method = Callable[[int, jax.Array], Controller]
@@ -241,7 +241,7 @@ def summarize(comparison: Comparison) -> list[Summary]:
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant", "plateau"], steps=20, seeds=2)
-        >>> rows = optax_meta.evaluation.summarize(comparison)
+        >>> rows = optax_meta.meta.evaluation.summarize(comparison)
         >>> len(rows)
         2
     """
@@ -264,7 +264,7 @@ def interval(values: np.ndarray) -> Interval:
         An `Interval`.
 
     Example:
-        >>> optax_meta.evaluation.interval(np.array([1.0, 3.0])).mean
+        >>> optax_meta.meta.evaluation.interval(np.array([1.0, 3.0])).mean
         2.0
     """
     from scipy import stats

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from optax_meta import plots, writers
-from optax_meta.evaluation import Comparison, Interval, MethodResult, Summary, summarize
-from optax_meta.pages import charts, files
+from optax_meta.meta.evaluation import Comparison, Interval, MethodResult, Summary, summarize
 from optax_meta.recording import Row
+from optax_meta.reports import charts, files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def result_table(comparison: Comparison) -> Table:
 
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant", "plateau"], steps=20, seeds=2)
-        >>> optax_meta.reports.result_table(comparison).columns[:2]
+        >>> optax_meta.reports.page.result_table(comparison).columns[:2]
         ('rank', 'method')
     """
     rows = summarize(comparison)
@@ -99,7 +99,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
         ValueError: it cannot be created or written to.
 
     Example:
-        >>> optax_meta.reports.check_folder("/proc/nowhere")
+        >>> optax_meta.reports.page.check_folder("/proc/nowhere")
         Traceback (most recent call last):
         ValueError: cannot write to `/proc/nowhere`: ...
     """
@@ -135,7 +135,7 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
     Example:
         >>> comparison = optax_meta.compare("quadratic", ["constant", "plateau"], steps=20, seeds=2)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     page = optax_meta.reports.write_report(comparison, folder)
+        ...     page = optax_meta.reports.page.write_report(comparison, folder)
         >>> page.name
         'report.html'
     """
@@ -183,7 +183,7 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
             be written.
 
     Example:
-        >>> optax_meta.reports.rebuild_report("/proc/nowhere")
+        >>> optax_meta.reports.page.rebuild_report("/proc/nowhere")
         Traceback (most recent call last):
         ValueError: `/proc/nowhere` is not a folder
     """
@@ -374,13 +374,13 @@ def _render(*, figures: list[_Picture], **parts: Any) -> str:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
-        loader=PackageLoader("optax_meta", "pages"), autoescape=select_autoescape(default=True)
+        loader=PackageLoader("optax_meta", "reports"), autoescape=select_autoescape(default=True)
     )
     return environment.get_template("report.html.jinja").render(
         **parts,
         figures=figures,
         data=charts.embed([chart for figure in figures for chart in figure.charts]),
-        script=(Path(__file__).parent / "pages" / "report.js").read_text(encoding="utf-8"),
+        script=(Path(__file__).parent / "report.js").read_text(encoding="utf-8"),
     )
 
 
