@@ -64,7 +64,7 @@ def test_importing_needs_no_extra():
         "jinja2",
         "pandas",
         "tensorboardX",
-        "optax_meta.reports",
+        "optax_meta.reports.page",
         "optax_meta.cli",
     )
     code = (

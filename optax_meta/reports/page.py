@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from optax_meta import plots, writers
+from optax_meta import writers
 from optax_meta.meta.evaluation import Comparison, Interval, MethodResult, Summary, summarize
 from optax_meta.recording import Row
-from optax_meta.reports import charts, files
+from optax_meta.reports import charts, files, plots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
