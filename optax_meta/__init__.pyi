@@ -1,24 +1,26 @@
 # The public names, each once; `__init__.py` reads this file and imports them on first use.
 from optax_meta import actions as actions
-from optax_meta import guides as guides
 from optax_meta import observations as observations
 from optax_meta import rewards as rewards
 from optax_meta import writers as writers
 from optax_meta.base import Controller as Controller
 from optax_meta.base import Encoder as Encoder
 from optax_meta.checkpoints import available_policies as available_policies
-from optax_meta.checkpoints import graft as graft
 from optax_meta.checkpoints import load_policy as load_policy
 from optax_meta.checkpoints import save_policy as save_policy
+from optax_meta.controllers.annealed import annealed as annealed
+from optax_meta.controllers.calibrated import calibrated as calibrated
 from optax_meta.controllers.constant import constant as constant
 from optax_meta.controllers.hypergradient import hypergradient as hypergradient
+from optax_meta.controllers.join import join as join
 from optax_meta.controllers.learned import learned as learned
 from optax_meta.controllers.plateau import plateau as plateau
 from optax_meta.controllers.reinforce import extract_policy as extract_policy
 from optax_meta.controllers.reinforce import reinforce as reinforce
-from optax_meta.controllers.warmup import join as join
+from optax_meta.controllers.trust_region import trust_region as trust_region
 from optax_meta.controllers.warmup import warmup as warmup
 from optax_meta.controllers.warmup import warmup_plateau as warmup_plateau
+from optax_meta.deciding import decide as decide
 from optax_meta.meta import families as families
 from optax_meta.meta import protocol as protocol
 from optax_meta.meta import tasks as tasks
@@ -33,10 +35,11 @@ from optax_meta.policies import init_policy as init_policy
 from optax_meta.recording import Record as Record
 from optax_meta.recording import record as record
 from optax_meta.reports import plots as plots
+from optax_meta.state import ControlState as ControlState
+from optax_meta.state import graft as graft
+from optax_meta.state import hyperparams as hyperparams
+from optax_meta.state import set_hyperparams as set_hyperparams
 from optax_meta.train_state import TrainState as TrainState
-from optax_meta.transform import ControlState as ControlState
 from optax_meta.transform import control_hyperparams as control_hyperparams
-from optax_meta.transform import decide as decide
-from optax_meta.transform import hyperparams as hyperparams
 
 __version__: str

@@ -7,7 +7,7 @@ is to parameters. An *encoder* maps the same inputs to an observation for a poli
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,25 @@ from jax.core import Tracer
 
 from optax_meta.metrics import Metrics
 
-Hyperparams = dict[str, jax.Array]
-Bounds = tuple[float, float]
+Hyperparams: TypeAlias = dict[str, jax.Array]
+"""Hyperparameters by name, float[] each."""
+Bounds: TypeAlias = tuple[float, float]
+"""Smallest and largest value allowed."""
+State: TypeAlias = Any
+"""What an `init` returned: a pytree of arrays. There is no narrower type for what each chooses."""
+Step: TypeAlias = Any
+"""Index of a step: an `int`, or int32[] where it is traced."""
+Number: TypeAlias = Any
+"""A Python number, or a scalar array that may be traced."""
+
+NEVER = 2**30
+"""The step at which a decision is due that is never due; twice it still fits int32."""
 
 
 class ControllerInit(Protocol):
     """`init` of a controller."""
 
-    def __call__(self, hyperparams: Hyperparams) -> Any:
+    def __call__(self, hyperparams: Hyperparams) -> State:
         """Return the state for a run that starts with `hyperparams`."""
         ...
 
@@ -32,8 +43,8 @@ class ControllerUpdate(Protocol):
     """`update` of a controller."""
 
     def __call__(
-        self, metrics: Metrics, state: Any, hyperparams: Hyperparams
-    ) -> tuple[Hyperparams, Any]:
+        self, metrics: Metrics, state: State, hyperparams: Hyperparams
+    ) -> tuple[Hyperparams, State]:
         """Return the hyperparameters to use from this step on, and the new state."""
         ...
 
@@ -46,10 +57,10 @@ class Controller(NamedTuple):
         update: (metrics, state, hyperparams) → (hyperparams, state), called at each decision.
         hyperparams: names of the hyperparameters it steers; `update` returns these and no other.
         decision_interval: steps between decisions; the first is taken at step 0. A whole number,
-            int32[] where a horizon is traced, or a function of the step, int32[], that returns
-            whether one is due, bool[].
+            int32[] where a horizon is traced, `math.inf` for never, or a function of a step that
+            returns the first one after it at which a decision is due, int32[].
         dense_steps: decides at each of that many first steps, whatever the interval, unless that
-            is `math.inf`; or a function of the step, int32[], that returns whether it does, bool[].
+            is `math.inf`; or a function of the step that returns whether it does, bool[].
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
         features: names of what the policy sees; likewise.
@@ -63,6 +74,13 @@ class Controller(NamedTuple):
         max_growth: gradients whose norm is more than this times the mean norm that the last
             decision saw are scaled down to that, so that they grow by no more from one decision to
             the next; with `guards_nonfinite` alone.
+        total_steps: length of the run, which fills in `Metrics.progress`; None where it is not
+            known, and also an int32[] below 1.
+        default_start: starting values of hyperparameters whose start is forgotten, by name, which
+            may therefore be left out where the optimizer is made.
+        is_incremental: whether it moves the values that it is given, as a policy does, rather than
+            setting them. A wrapper that clips gives such a one back what was left, lest its values
+            wander off to where the optimizer does not follow.
 
     Example:
         >>> def halve(metrics, state, hyperparams):
@@ -75,41 +93,90 @@ class Controller(NamedTuple):
     update: ControllerUpdate
     hyperparams: tuple[str, ...] = ("learning_rate",)
     decision_interval: Any = 1
-    dense_steps: int | Callable[[Any], Any] = 0
+    dense_steps: int | Callable[[Step], Any] = 0
     bounds: Mapping[str, Bounds] = {}
     action_labels: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     needs_value: bool = True
     needs_alignment: bool = False
     guards_nonfinite: bool = True
-    max_growth: float = math.inf
+    max_growth: Number = math.inf
+    total_steps: Any = None
+    default_start: Mapping[str, float] = {}
+    is_incremental: bool = False
 
-    def is_due(self, step: Any) -> Any:
+    def next_due(self, step: Step) -> Step:
+        """Return the first step after this one at which a decision is due.
+
+        Args:
+            step: int32[], -1 for before the run; of a fixed interval also an `int`, for an `int`.
+
+        Returns:
+            int32[] or `int`; `NEVER` where none is.
+
+        >>> controller = optax_meta.plateau()._replace(decision_interval=10, dense_steps=2)
+        >>> [controller.next_due(step) for step in (-1, 0, 1, 10)]
+        [0, 1, 10, 20]
+        """
+        interval = self.decision_interval
+        if isinstance(interval, float) and interval == math.inf:
+            return NEVER
+        due = interval(step) if callable(interval) else (step // interval + 1) * interval
+        is_dense = self.is_dense(step + 1)
+        if isinstance(is_dense, bool):
+            return step + 1 if is_dense else due
+        return jnp.where(is_dense, step + 1, due)
+
+    def is_due(self, step: Step) -> Any:
         """Return whether a decision is due at a step, bool[].
 
         Args:
-            step: from 0, int32[]; of a fixed interval also an `int`, for a `bool`.
+            step: as for `next_due`, from 0.
         """
-        interval: Any = self.decision_interval
-        if callable(interval):
-            return jnp.asarray(interval(step))
-        if isinstance(interval, float) and interval == math.inf:
-            return jnp.bool_(False)
-        return (step % interval == 0) | self.is_dense(step)
+        return self.next_due(step - 1) == step
 
-    def is_dense(self, step: Any) -> Any:
+    def is_dense(self, step: Step) -> Any:
         """Return whether a step is decided upon whatever the interval, bool[].
 
         Args:
-            step: as for `is_due`.
+            step: as for `next_due`.
         """
         return self.dense_steps(step) if callable(self.dense_steps) else step < self.dense_steps
+
+    def num_decisions(self, total_steps: int) -> int:
+        """Return how many decisions there are in a run.
+
+        Args:
+            total_steps: its length.
+
+        >>> optax_meta.plateau()._replace(decision_interval=10).num_decisions(25)
+        3
+        """
+        count, step = 0, int(self.next_due(-1))
+        while step < total_steps:
+            count, step = count + 1, int(self.next_due(step))
+        return count
+
+    def keep_in_bounds(self, name: str, old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
+        """Return a new value of a hyperparameter, clipped, or the old one where it is not finite.
+
+        Args:
+            name: of the hyperparameter.
+            old: its value so far, float[].
+            new: what was decided, a scalar.
+
+        Returns:
+            float[], of the dtype of `old`.
+        """
+        new = jnp.asarray(new).astype(old.dtype)
+        new = jnp.where(jnp.isfinite(new), new, old)
+        return jnp.clip(new, *self.bounds[name]) if name in self.bounds else new
 
 
 class EncoderInit(Protocol):
     """`init` of an encoder."""
 
-    def __call__(self) -> Any:
+    def __call__(self) -> State:
         """Return the state before the first decision."""
         ...
 
@@ -118,8 +185,8 @@ class EncoderUpdate(Protocol):
     """`update` of an encoder."""
 
     def __call__(
-        self, metrics: Metrics, state: Any, hyperparams: Hyperparams
-    ) -> tuple[jax.Array, Any]:
+        self, metrics: Metrics, state: State, hyperparams: Hyperparams
+    ) -> tuple[jax.Array, State]:
         """Return the observation, float32[features], and the new state."""
         ...
 
@@ -151,7 +218,34 @@ class Encoder(NamedTuple):
     needs_alignment: bool = False
 
 
-def is_set(number: Any, off: float) -> bool:
+def check_wrapped(wrapper: str, controller: object, hyperparam: str) -> None:
+    """Refuse what a wrapper cannot be put around.
+
+    Args:
+        wrapper: its name, for the message.
+        controller: what it was given.
+        hyperparam: which it scales or clips.
+
+    Raises:
+        ValueError: this is no controller, or one that does not steer the hyperparameter.
+
+    >>> check_wrapped("annealed", "plateau", "learning_rate")
+    Traceback (most recent call last):
+    ValueError: `annealed` goes around a Controller such as `plateau()`, got str
+    """
+    if not isinstance(controller, Controller):
+        raise ValueError(
+            f"`{wrapper}` goes around a Controller such as `plateau()`, got "
+            f"{getattr(controller, '__name__', type(controller).__name__)}"
+        )
+    if hyperparam not in controller.hyperparams:
+        raise ValueError(
+            f"`{wrapper}` acts on `{hyperparam}`, which this controller does not steer: choose "
+            f"`hyperparam=` out of {', '.join(controller.hyperparams)}"
+        )
+
+
+def is_set(number: Number, off: float) -> bool:
     """Whether a number that may be traced differs from the one that turns it off; if so, it may.
 
     >>> is_set(0.0, off=0.0), is_set(jnp.float32(0.0), off=0.0)
@@ -160,7 +254,7 @@ def is_set(number: Any, off: float) -> bool:
     return not isinstance(number, (int, float)) or number != off
 
 
-def check_whole(name: str, number: Any, least: int = 1) -> Any:
+def check_whole(name: str, number: Number, least: int = 1) -> Any:
     """Refuse what is no count; return it, a NumPy integer as an `int`.
 
     Args:
@@ -180,6 +274,29 @@ def check_whole(name: str, number: Any, least: int = 1) -> Any:
     if isinstance(number, jax.Array) and jnp.issubdtype(number.dtype, jnp.unsignedinteger):
         return number.astype(jnp.int32)  # it is subtracted from
     return int(number) if isinstance(number, (np.integer, np.ndarray)) else number
+
+
+def check_number(name: str, number: Number, least: float = 0.0) -> None:
+    """Refuse what is no number, or one that is too small; of a traced one nothing is checked.
+
+    Args:
+        name: of the argument, for the message.
+        number: a number, also as a scalar array; may be infinite.
+        least: smallest value allowed.
+
+    Raises:
+        ValueError: it is something else, smaller, or nan.
+
+    >>> check_number("power", -1.0)
+    Traceback (most recent call last):
+    ValueError: `power` must be a number ≥ 0, got -1.0
+    """
+    if isinstance(number, Tracer):
+        return
+    value = np.asarray(number)[()] if isinstance(number, jax.Array) else number
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not value >= least:
+        raise ValueError(f"`{name}` must be a number ≥ {least:g}, got {number!r}")
 
 
 def check_seed(seed: Any) -> None:

@@ -1,8 +1,8 @@
-"""Policies on disk, and states from an older version.
+"""Policies on disk.
 
 A policy is stored as arrays and a JSON card in one file, never code: it is a zip archive with
 `card.json`, which says what the policy sees and may do, and `params.npy`, its parameters as one
-flat float32 vector. Nothing in it is executed. `graft` restores a state by the paths of its leaves.
+flat float32 vector. Nothing in it is executed.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,10 @@ from jax.flatten_util import ravel_pytree
 import optax_meta
 from optax_meta import actions
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Encoder
-from optax_meta.guides import Guide
+from optax_meta.base import Controller, Encoder
+from optax_meta.controllers.wrapping import wrapped
 from optax_meta.observations import ENCODERS
-from optax_meta.policies import Policy, PolicyNetwork, check_policy, init_policy
+from optax_meta.policies import Policy, PolicyNetwork, Wrappers, check_policy, init_policy
 
 FORMAT = 1
 _LARGEST_FILE = 64 * 2**20
@@ -140,6 +140,25 @@ adamw-lr-wd-v1, any-lr-v1
         raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
 
 
+def as_policy(policy: Policy | str | os.PathLike[str]) -> Policy:
+    """Return a policy that is given itself, by the name of a shipped one, or as a path.
+
+    Args:
+        policy: one of these.
+
+    Raises:
+        ValueError: it is something else, or cannot be read.
+
+    Example:
+        >>> optax_meta.checkpoints.as_policy("any-lr-v1").num_decisions
+        100
+    """
+    if isinstance(policy, (str, os.PathLike)):
+        return load_policy(policy)
+    check_policy(policy)
+    return policy
+
+
 def read_card(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the card of a policy file: what it sees, may do, and how it was trained.
 
@@ -169,71 +188,6 @@ def _path(name_or_path: str | os.PathLike[str]) -> Path:
     return Path(name_or_path)
 
 
-class Graft(NamedTuple):
-    """What `graft` made.
-
-    Attributes:
-        state: the target's structure, with the saved leaves that fit.
-        missing: paths of the leaves kept from the target, and why where shape or dtype differ.
-        unused: paths of the saved leaves that found no place.
-    """
-
-    state: Any
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-
-
-def graft(target: Any, saved: Any) -> Graft:
-    """Put the leaves of a saved state into a fresh one, matched by path.
-
-    For a state that was saved before a field existed, or without its structure: Orbax restores
-    NamedTuples as dicts where no target is given.
-
-    Args:
-        target: a state from `init`, whose leaves stay where the saved state has none that fits.
-        saved: any pytree of arrays with the same names: nested dicts, lists and NamedTuples.
-
-    Returns:
-        A `Graft`: the state, and the paths that were missing or left over. Leaves are placed like
-        the target's, on the same devices.
-
-    Raises:
-        ValueError: no leaf fits at all.
-
-    Example:
-        >>> fresh = {"a": jnp.zeros(2), "b": jnp.ones(1)}
-        >>> grafted = optax_meta.graft(fresh, {"a": jnp.ones(2)})
-        >>> grafted.missing
-        ('b',)
-    """
-    found = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(saved)}
-    unused, missing, leaves = set(found), [], []
-    flat, structure = jax.tree.flatten_with_path(target)
-    for path, leaf in flat:
-        name, here = _name(path), _type(leaf)
-        there = _type(found[name]) if name in found else None
-        if there == here:
-            unused.discard(name)
-            leaves.append(jax.device_put(found[name], getattr(leaf, "sharding", None)))
-        else:
-            missing.append(f"{name}: {there}, not {here}" if there else name)
-            leaves.append(leaf)
-    if flat and len(missing) == len(flat):
-        raise ValueError(
-            f"nothing in the saved state fits: it has {sorted(found)[:5]}, the target "
-            f"{missing[:5]}; pass the part of the checkpoint that holds this state"
-        )
-    return Graft(structure.unflatten(leaves), tuple(missing), tuple(sorted(unused)))
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _type(leaf: Any) -> str:
-    return f"{np.shape(leaf)} {jnp.result_type(leaf)}"
-
-
 def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -243,10 +197,13 @@ def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[st
             "factored": policy.action_space.factored,
             "moves": [move._asdict() for move in policy.action_space.moves],
         },
-        "guide": {
-            name: None if value == math.inf else value
-            for name, value in policy.guide._asdict().items()
-        },
+        # A list, since their order is part of what they do, and JSON objects have none.
+        "wrappers": [
+            {"name": name, **{k: None if v == math.inf else v for k, v in options.items()}}
+            for name, options in policy.wrappers.items()
+        ],
+        "dense_steps": policy.dense_steps,
+        "num_decisions": policy.num_decisions,
         "hidden_sizes": list(network.hidden_sizes),
         "num_params": params.size,
         "sha256": _digest(params),
@@ -316,7 +273,9 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
         jax.random.key(0),
         encoder=encoder,
         action_space=_action_space(card["action_space"]),
-        guide=_guide(card["guide"]),
+        wrappers=_wrappers(card["wrappers"]),
+        dense_steps=_count(card, "dense_steps"),
+        num_decisions=_count(card, "num_decisions"),
         hidden_sizes=sizes,
         start="uniform",
     )
@@ -324,6 +283,9 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
     if flat.size != params.size:
         raise ValueError(f"its card asks for {flat.size} parameters, the file has {params.size}")
     policy = blank._replace(params=unravel(jnp.asarray(params)))
+    # What the wrappers refuse is refused here, not where the policy is used.
+    steered = policy.action_space.hyperparams
+    wrapped(Controller(lambda _: (), lambda _, s, h: (h, s), steered), policy.wrappers)
     # ReLU keeps order: absolute weights bound the logits of all observations, which lie in [-1, 1].
     weights, ones = jax.tree.map(jnp.abs, policy.params), jnp.ones(len(encoder.features))
     if not np.all(np.asarray(policy.network.apply(weights, ones)) < _LARGEST_LOGIT):
@@ -342,14 +304,20 @@ def _action_space(card: dict[str, Any]) -> ActionSpace:
     return space
 
 
-def _guide(card: dict[str, Any]) -> Guide:
-    values: dict[str, Any] = {
-        name: math.inf if value is None else value for name, value in card.items()
-    }
-    guide = Guide(**values).check()
-    if large := [k for k, v in values.items() if isinstance(v, int) and v > _LARGEST_COUNT]:
-        raise ValueError(f"the guide's `{large[0]}` is above {_LARGEST_COUNT}")
-    return guide
+def _wrappers(card: list[dict[str, Any]]) -> Wrappers:
+    wrappers = {}
+    for entry in card:
+        options = {k: math.inf if v is None else v for k, v in entry.items() if k != "name"}
+        if large := [k for k, v in options.items() if isinstance(v, int) and v > _LARGEST_COUNT]:
+            raise ValueError(f"the `{large[0]}` of `{entry['name']}` is above {_LARGEST_COUNT}")
+        wrappers[entry["name"]] = options
+    return wrappers
+
+
+def _count(card: dict[str, Any], name: str) -> int:
+    if isinstance(card[name], int) and card[name] > _LARGEST_COUNT:
+        raise ValueError(f"its `{name}` is above {_LARGEST_COUNT}")
+    return card[name]
 
 
 def _digest(params: np.ndarray) -> str:

@@ -1,20 +1,24 @@
-"""What a controller sees of a training run, and how it is measured.
+"""What a controller sees of a training run: what is measured at a step, averaged over a window.
 
 Everything here is float32, whatever the dtype of the parameters, and finite, whatever the run
 does: a step whose loss, cost or gradient is not finite is counted and otherwise left out.
 """
 
-import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-SAMPLE_SIZE = 4096
-SIZE_OF_ZEROS = 0.1
-"""Root mean square that parameters count as having at least, where all of them start at zero."""
+USUAL_RATE = 1e-3
+"""A learning rate that is seldom far wrong, for where nothing better is known yet."""
+USUAL_STEPS = 1000.0
+"""Length of the runs that numbers which depend on the length are given for."""
+_LEAST_VISIBLE = 1e-6
+"""A move of this share of the parameters' norm shows in float32, whose spacing is 1.2e-7."""
+_PATIENCE = 5
+"""So many steps an optimizer that accumulates gradients is given to make its first move."""
 
 
 class Metrics(NamedTuple):
@@ -37,13 +41,15 @@ class Metrics(NamedTuple):
         num_steps: length of the window in steps, this one included, float32[]; 0 where `decide` is
             called right after another decision.
         num_nonfinite: how many of these steps were not finite, float32[].
-        num_moves: how many finite steps saw a move made under these hyperparameters, float32[]:
-            those that alignment, persistence and update norm average. Where it is not above 0,
-            these three repeat: 0 while an optimizer accumulates gradients, or where moves are too
-            small to show; below 0 where there was no step under these hyperparameters yet, as at
-            step 0 and soon after `decide`.
+        num_judged: how many finite steps came after an update made under these hyperparameters,
+            float32[]; the first step after a decision of `decide` does not, nor does step 0.
+        num_moves: how many of `num_judged` saw the parameters move, float32[]: those that
+            alignment, persistence and update norm average. Where it is 0 these three repeat, as
+            while an optimizer accumulates gradients, or where moves are too small to show.
         step: index of this step, from 0, int32[].
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
+        hyperparams: what the optimizer used since the last decision, by name, float[] each, as
+            wrappers scaled and clipped it; empty where a controller is asked by hand.
 
     Example:
         >>> def halve_where_it_rises(metrics, last_value, hyperparams):
@@ -63,9 +69,21 @@ class Metrics(NamedTuple):
     value_change: jax.Array
     num_steps: jax.Array
     num_nonfinite: jax.Array
+    num_judged: jax.Array
     num_moves: jax.Array
     step: jax.Array
     progress: jax.Array
+    hyperparams: Mapping[str, jax.Array] = {}
+
+    def pack(self) -> jax.Array:
+        """Return all but the hyperparameters, float32[14]."""
+        return jnp.stack([x.astype(jnp.float32) for x in self[:-1]])
+
+    @classmethod
+    def unpack(cls, packed: jax.Array) -> "Metrics":
+        """Read what `pack` returned; `hyperparams` is empty."""
+        metrics = cls(*packed)
+        return metrics._replace(step=metrics.step.astype(jnp.int32))
 
     @property
     def saw_finite(self) -> jax.Array:
@@ -73,39 +91,139 @@ class Metrics(NamedTuple):
         return self.num_nonfinite < jnp.maximum(self.num_steps, 1.0)
 
     @property
+    def is_empty(self) -> jax.Array:
+        """Whether no step was finite since the run began, so that all averages are still 0."""
+        is_zero = (self.value == 0.0) & (self.cost == 0.0) & (self.grad_norm == 0.0)
+        return is_zero & ~self.saw_finite
+
+    @property
+    def is_over(self) -> jax.Array:
+        """Whether a run of known length has come to its end, bool[]."""
+        return self.progress >= 1.0
+
+    @property
     def update_ratio(self) -> jax.Array:
         """Norm of a move over that of the parameters, float32[] in [0, 1e6]; 0 if not measured."""
         floor = jnp.maximum(self.param_norm, 1e-6 * self.update_norm)
         return self.update_norm / jnp.where(floor > 0.0, floor, 1.0)
 
+    @property
+    def per_step(self) -> jax.Array:
+        """One over the length of the run, float32[]; 0 or less where it is not known, or not yet.
 
-NUM_MEASURED = 8
-"""What is measured at a step: the first entries of `Metrics`, up to `value_change`."""
-_OTHERS, _UNSEEN = -2.0, -1.0
-_UPDATE_NORM = Metrics._fields.index("update_norm")
-_OF_MOVES = np.isin(Metrics._fields[:NUM_MEASURED], ("alignment", "persistence", "update_norm"))
+        Progress is 0 at step 0, whatever the length.
+        """
+        return self.progress / jnp.maximum(self.step, 1).astype(jnp.float32)
+
+    @property
+    def shortness(self) -> jax.Array:
+        """1000 over the length of the run, float32[] at most 10; 0 where it is not known (yet)."""
+        return jnp.clip(USUAL_STEPS * self.per_step, 0.0, 10.0)
+
+    def steepest_rate(self, ratio: jax.typing.ArrayLike) -> jax.Array:
+        """Return the rate at which a gradient step moves `ratio` of the parameters' norm.
+
+        Args:
+            ratio: share of the norm, float[].
+
+        Returns:
+            float32[]; of no meaning where there is no gradient.
+        """
+        return ratio * self.param_norm / jnp.maximum(self.grad_norm, 1e-30)
+
+    def visible_rate(self, ratio: jax.typing.ArrayLike) -> jax.Array:
+        """Return a rate that is safe to try where no move was seen, float32[].
+
+        Moves may be too small for the parameters to show, or gradients may be accumulated inside
+        the optimizer. So the rate is first what is usual, and only after some steps what makes a
+        gradient step show.
+
+        Args:
+            ratio: share of the parameters' norm that a gradient step should not pass.
+        """
+        usual = jnp.minimum(USUAL_RATE, self.steepest_rate(ratio))
+        return jnp.where(self.step < _PATIENCE, usual, self.steepest_rate(_LEAST_VISIBLE))
+
+
+def with_progress(metrics: Metrics, total_steps: jax.typing.ArrayLike | None) -> Metrics:
+    """Fill in the share of the run that is over, where the horizon is known.
+
+    Args:
+        metrics: of which `step` is read.
+        total_steps: length of the run in steps; None, or an int32[] below 1, where it is not known.
+
+    >>> at = optax_meta.Metrics(*jnp.zeros(14))._replace(step=jnp.int32(25))
+    >>> print(with_progress(at, 100).progress)
+    0.25
+    """
+    if total_steps is None:
+        return metrics
+    total = jnp.asarray(total_steps, jnp.int32)
+    share = metrics.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
+    return metrics._replace(progress=jnp.where(total > 0, jnp.minimum(share, 1.0), -1.0))
+
+
+class Measured(NamedTuple):
+    """What is measured at one step, float32[] each, as in `Metrics`; may hold inf and nan."""
+
+    value: jax.Array
+    cost: jax.Array
+    grad_norm: jax.Array
+    alignment: jax.Array
+    persistence: jax.Array
+    update_norm: jax.Array
+    param_norm: jax.Array
+    value_change: jax.Array
+
+
+_OF_MOVES = np.isin(Measured._fields, ("alignment", "persistence", "update_norm"))
+
+
+class Window(NamedTuple):
+    """The steps since the last decision, float32[] each.
+
+    Attributes:
+        num_steps: as in `Metrics`, likewise the next three; 0 right after a decision.
+        num_nonfinite: likewise.
+        num_judged: likewise.
+        num_moves: likewise.
+        is_own: 1 where the next step sees an update made under the present hyperparameters.
+    """
+
+    num_steps: jax.Array
+    num_nonfinite: jax.Array
+    num_judged: jax.Array
+    num_moves: jax.Array
+    is_own: jax.Array
+
+    @classmethod
+    def fresh(cls, *, is_own: bool) -> "Window":
+        """Return an empty window.
+
+        Args:
+            is_own: whether the next step sees an update made under the present hyperparameters.
+        """
+        zero = jnp.float32(0.0)
+        return cls(zero, zero, zero, zero, jnp.float32(is_own))
 
 
 class Statistics(NamedTuple):
     """All that is remembered between steps; stored as one packed vector.
 
     Attributes:
-        means: what is measured, averaged over the finite steps of the window, float32[8].
-        window: its length in steps, 0 right after a decision, how many of these were not finite,
-            and how many saw a move; float32[3]. The last one starts at 0 after a decision within an
-            update and at -2 else: what the next step sees was not done under its hyperparameters,
-            and takes it to -1.
-        last: the same at the latest finite step, float32[8].
-        total_nonfinite: non-finite steps since `init` (exact up to 2²⁴), float32[1].
-        least_param_norm: what `param_norm` is at least: 0, but for parameters that all start at
-            zero, whose norm tells nothing about their scale; float32[1].
-        usual_grad_norm: mean gradient norm of the window that the last decision looked at; 0 before
-            the first; float32[1].
+        means: averages over the finite steps of the window.
+        last: what was measured at the latest finite step.
+        window: how many steps, and of what kind.
+        total_nonfinite: non-finite steps since `init`, float32[] (exact up to 2²⁴).
+        least_param_norm: what `param_norm` is at least, float32[]: 0, but for parameters that all
+            start at zero, whose norm tells nothing about their scale.
+        usual_grad_norm: mean gradient norm of the window that the last decision looked at,
+            float32[]; 0 before the first.
     """
 
-    means: jax.Array
-    window: jax.Array
-    last: jax.Array
+    means: Measured
+    last: Measured
+    window: Window
     total_nonfinite: jax.Array
     least_param_norm: jax.Array
     usual_grad_norm: jax.Array
@@ -113,200 +231,83 @@ class Statistics(NamedTuple):
     @classmethod
     def empty(cls, least_param_norm: jax.typing.ArrayLike = 0.0) -> "Statistics":
         """Return what is known before the first step."""
-        empty = cls.unpack(jnp.zeros(2 * NUM_MEASURED + 6, jnp.float32))
-        least = jnp.asarray(least_param_norm, jnp.float32)[None]
-        return empty._replace(window=fresh_window(moved=False), least_param_norm=least)
+        zero = jnp.float32(0.0)
+        nothing = Measured(*[zero] * len(Measured._fields))
+        least = jnp.asarray(least_param_norm, jnp.float32)
+        return cls(nothing, nothing, Window.fresh(is_own=False), zero, least, zero)
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[22]."""
-        return jnp.concatenate(self)
+        """Return the statistics as float32[24]."""
+        return jnp.stack(jax.tree.leaves(self))
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 22]; leading axes are batches."""
-        return cls(*jnp.split(packed, np.cumsum([NUM_MEASURED, 3, NUM_MEASURED, 1, 1]), axis=-1))
+        """Read float32[…, 24]; leading axes are batches.
+
+        >>> print(Statistics.unpack(Statistics.empty(2.0).pack()).least_param_norm)
+        2.0
+        """
+        numbers = iter(jnp.moveaxis(packed, -1, 0))
+        means, last = (Measured(*(next(numbers) for _ in Measured._fields)) for _ in range(2))
+        return cls(means, last, Window(*(next(numbers) for _ in Window._fields)), *numbers)
 
 
-def decided(statistics: Statistics, *, moved: bool) -> Statistics:
+NUM_STATISTICS = 2 * len(Measured._fields) + len(Window._fields) + 3
+"""Length of the packed vector."""
+
+
+def decided(statistics: Statistics, *, is_own: bool) -> Statistics:
     """Return the statistics after a decision: an empty window, and what was usual before it.
 
     Args:
-        statistics: those that the decision saw.
-        moved: as for `fresh_window`.
+        statistics: those that the decision was made on.
+        is_own: as for `Window.fresh`.
 
-    >>> known = Statistics.empty()._replace(means=jnp.arange(8.0))
-    >>> print(decided(known, moved=True).usual_grad_norm)
-    [2.]
+    >>> known = Statistics.empty()
+    >>> known = known._replace(means=known.means._replace(grad_norm=jnp.float32(2.0)))
+    >>> print(decided(known, is_own=True).usual_grad_norm)
+    2.0
     """
-    window = fresh_window(moved=moved)
-    return statistics._replace(window=window, usual_grad_norm=statistics.means[2:3])
+    window = Window.fresh(is_own=is_own)
+    return statistics._replace(window=window, usual_grad_norm=statistics.means.grad_norm)
 
 
-def fresh_window(*, moved: bool) -> jax.Array:
-    """Return an empty window, float32[3].
-
-    Args:
-        moved: whether the next step will see a move made under the present hyperparameters.
-    """
-    return jnp.array([0.0, 0.0, 0.0 if moved else _OTHERS], jnp.float32)
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """Return the L2 norm over all inexact leaves, accumulated in float32.
-
-    Norms above 3.6e19 overflow to inf and so count as not finite.
-
-    >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
-    5.0
-    """
-    return 2.0 * jnp.sqrt(sum((_squared_half(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
-
-
-def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
-    """Return a strided sample of about `size` coordinates, each leaf in proportion, at least one.
-
-    A coordinate is scaled by the root of the number that it stands for in its leaf, so that norms
-    and dot products of samples estimate those of the whole; a tree that is taken whole is as it is.
-
-    Args:
-        tree: arrays of any shape and inexact dtype; complex leaves give real and imaginary parts.
-        size: how many coordinates to aim for; a tree with fewer is taken whole.
-
-    Returns:
-        float32[k]; k depends on the shapes alone. At least one element: 0 for an empty tree. What
-        is not finite, such as a mask of -inf among the parameters, counts as 0.
-    """
-    leaves = inexact(tree)
-    stride = -(-sum(leaf.size for leaf in leaves) // size) or 1
-    parts = [_thin(stride, leaf) for leaf in leaves if leaf.size]
-    sampled = jnp.concatenate(parts) if parts else jnp.zeros(1, jnp.float32)
-    return jnp.where(jnp.isfinite(sampled), sampled, 0.0)
-
-
-def least_norm(tree: Any, sampled: jax.Array) -> jax.Array:
-    """Return the least norm that parameters count as having, float32[].
-
-    Args:
-        tree: the parameters at the start of the run.
-        sampled: their `sample`.
-
-    Returns:
-        0; where the sample is all zeros, the norm of as many coordinates of `SIZE_OF_ZEROS` each.
-
-    >>> zeros = jnp.zeros((20, 20))
-    >>> print(least_norm(zeros, sample(zeros)), least_norm(zeros + 1e-6, sample(zeros + 1e-6)))
-    2.0 0.0
-    """
-    count = sum(leaf.size for leaf in inexact(tree))
-    return jnp.where(jnp.any(sampled != 0.0), 0.0, SIZE_OF_ZEROS * math.sqrt(count))
-
-
-def inexact(tree: Any) -> list[jax.Array]:
-    """Return what counts in a tree: its real and complex arrays and Python numbers, as arrays.
-
-    >>> [leaf.dtype.name for leaf in inexact({"w": jnp.ones(3), "step": jnp.array(1), "b": 0.5})]
-    ['float32', 'float32']
-    """
-    leaves = jax.tree.leaves(tree)
-    numbers = [x for x in leaves if hasattr(x, "dtype") or isinstance(x, (float, complex))]
-    leaves = [jnp.asarray(number) for number in numbers]
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
-
-def geometry(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the lengths of vectors, and the cosine of the angle between each and the next.
-
-    Args:
-        vectors: float32[n, k].
-
-    Returns:
-        Lengths, float32[n], which overflow only where they must; cosines, float32[n - 1], 0 where
-        a vector is zero.
-
-    >>> lengths, cosines = geometry(jnp.array([[1.0, 0.0], [3e30, 4e30], [0.0, 0.0]]))
-    >>> print(lengths, cosines)
-    [1.e+00 5.e+30 0.e+00] [0.6 0. ]
-    """
-    scales = jnp.max(jnp.abs(vectors), axis=1)
-    units = vectors / jnp.where(scales > 0.0, scales, 1.0)[:, None]
-    lengths = jnp.sqrt(jnp.sum(jnp.square(units), axis=1))
-    dots = jnp.sum(units[:-1] * units[1:], axis=1)
-    products = jnp.maximum(lengths[:-1], 1.0) * jnp.maximum(lengths[1:], 1.0)
-    return scales * lengths, jnp.clip(dots / products, -1.0, 1.0)
-
-
-def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
+def accumulate(statistics: Statistics, measured: Measured) -> Statistics:
     """Add one step to the window; one that is not finite is only counted.
 
     The running mean mₙ = mₙ₋₁·(n-1)/n + x/n cannot overflow, unlike a sum.
 
     Args:
         statistics: what is remembered.
-        measured: what was measured at this step, float32[8]; may hold inf and nan.
+        measured: what was measured at this step.
 
     Returns:
         The new statistics.
     """
-    is_finite = jnp.all(jnp.isfinite(measured))
-    num_steps, num_nonfinite, num_moves = statistics.window
-    is_own = num_moves > _OTHERS
-    has_moved = is_finite & is_own & (measured[_UPDATE_NORM] > 0.0)
-    moved = jnp.maximum(num_moves, 0.0) + has_moved
-    moved = jnp.where(is_finite, jnp.where(is_own, moved, _UNSEEN), num_moves)
-    num_finite = num_steps - num_nonfinite + 1.0
-    counts = jnp.where(_OF_MOVES, jnp.maximum(moved, 1.0), num_finite)
+    now, means, last = (jnp.stack(x) for x in (measured, statistics.means, statistics.last))
+    is_finite, window = jnp.all(jnp.isfinite(now)), statistics.window
+    # What the first step after a decision from outside sees was done under other hyperparameters.
+    is_judged = is_finite & (window.is_own > 0.0)
+    has_moved = is_judged & (measured.update_norm > 0.0)
+    window = Window(
+        num_steps=window.num_steps + 1.0,
+        num_nonfinite=window.num_nonfinite + _count(~is_finite),
+        num_judged=window.num_judged + _count(is_judged),
+        num_moves=window.num_moves + _count(has_moved),
+        is_own=jnp.where(is_finite, 1.0, window.is_own),
+    )
+    # Selected one by one, since these two kinds of entries are averaged over different steps.
+    num_finite = window.num_steps - window.num_nonfinite
+    counts = jnp.maximum(jnp.where(_OF_MOVES, window.num_moves, num_finite), 1.0)
     is_new = jnp.where(_OF_MOVES, has_moved, is_finite)
-    means = statistics.means * ((counts - 1.0) / counts) + measured / counts
-    window = jnp.stack([num_steps + 1.0, num_nonfinite + ~is_finite, moved])
+    means = jnp.where(is_new, means * ((counts - 1.0) / counts) + now / counts, means)
     return statistics._replace(
-        means=jnp.where(is_new, means, statistics.means),
+        means=Measured(*means),
+        last=Measured(*jnp.where(is_finite, now, last)),
         window=window,
-        last=jnp.where(is_finite, measured, statistics.last),
-        total_nonfinite=statistics.total_nonfinite + ~is_finite,
+        total_nonfinite=statistics.total_nonfinite + _count(~is_finite),
     )
 
 
-def _thin(stride: int, leaf: jax.Array) -> jax.Array:
-    """Return about one coordinate in `stride`, scaled, replicated over an explicit mesh.
-
-    Sliced along the axes before it is flattened: so XLA reads no more than the slice, and collects
-    no more where the leaf is split over devices.
-    """
-    strides = _strides(leaf.shape, stride)
-    sharding = jax.typeof(leaf).sharding
-    if any(axis is not None for axis in sharding.spec):  # such an array cannot be sliced
-        places = np.ix_(*(range(0, n, s) for n, s in zip(leaf.shape, strides, strict=True)))
-        replicated = NamedSharding(sharding.mesh, PartitionSpec(*[None] * leaf.ndim))
-        picked = leaf.at[places].get(mode="promise_in_bounds", out_sharding=replicated)
-    else:
-        picked = leaf[tuple(slice(None, None, s) for s in strides)]
-    scale = math.sqrt(leaf.size / picked.size)
-    flat = picked.ravel()
-    flat = jnp.concatenate([flat.real, flat.imag]) if jnp.iscomplexobj(flat) else flat
-    return flat.astype(jnp.float32) * scale
-
-
-def _strides(shape: tuple[int, ...], total: int) -> list[int]:
-    """Return powers of two whose product is near `total`, evenly over the axes.
-
-    >>> _strides((300, 1000), 60), _strides((7,), 60)
-    ([4, 16], [8])
-    """
-    strides = [1] * len(shape)
-    while 1.5 * math.prod(strides) <= total:
-        counts = [-(-n // s) for n, s in zip(shape, strides, strict=True)]
-        if max(counts, default=1) == 1:
-            break
-        strides[counts.index(max(counts))] *= 2
-    return strides
-
-
-def _squared_half(leaf: jax.Array) -> jax.Array:
-    """Return the squared norm of half the leaf.
-
-    Halving is exact but for denormals, and keeps XLA from sharing the squares with those of an
-    optimizer's second moment, which it would then write out and read again: 8 bytes a parameter.
-    """
-    if jnp.iscomplexobj(leaf):
-        return _squared_half(leaf.real) + _squared_half(leaf.imag)
-    return jnp.sum(jnp.square(0.5 * leaf.astype(jnp.float32)))
+def _count(is_counted: jax.Array) -> jax.Array:
+    return is_counted.astype(jnp.float32)

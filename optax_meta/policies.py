@@ -4,10 +4,11 @@ A `Policy` is a network, its parameters, the encoder that feeds it and the actio
 chooses from: all that is needed to decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,17 @@ from optax_meta.base import (
     ControllerUpdate,
     Encoder,
     Hyperparams,
+    Number,
+    check_interval,
     check_whole,
 )
-from optax_meta.guides import Guide
 from optax_meta.metrics import Metrics
 
 Start = Literal["hold", "uniform"]
+Wrappers = Mapping[str, Mapping[str, Number]]
+"""Wrappers by name, the innermost first, each with its keyword arguments."""
+DECISION_INTERVAL = 10
+"""Steps between decisions: fewer make the change of a noisy loss tell nothing."""
 
 
 class PolicyNetwork(nn.Module):
@@ -66,7 +72,12 @@ class Policy(NamedTuple):
         params: its variables, a pytree of float32.
         encoder: what turns metrics into observations.
         action_space: what it chooses from.
-        guide: what happens to the learning rate around its actions; by default nothing.
+        wrappers: what it lives inside, by name, the innermost first: "calibrated", "annealed" and
+            "trust_region" with their arguments; `learned` and `reinforce` put them on. By default
+            nothing.
+        dense_steps: it decides at each of that many first steps, ≥ 0.
+        num_decisions: further decisions in a run of known length, evenly spaced, ≥ 0; 0 for one
+            every ten steps, as where the length is not known.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -75,10 +86,12 @@ class Policy(NamedTuple):
     """
 
     network: nn.Module
-    params: Any
+    params: chex.ArrayTree
     encoder: Encoder
     action_space: ActionSpace
-    guide: Guide = Guide()
+    wrappers: Mapping[str, Mapping[str, Number]] = {}
+    dense_steps: int = 0
+    num_decisions: int = 0
 
     def __repr__(self) -> str:
         """Say what it sees and does, not its parameters one by one."""
@@ -89,20 +102,7 @@ class Policy(NamedTuple):
             f"{space.num_actions} actions on {', '.join(space.hyperparams)})"
         )
 
-    def observe(
-        self, metrics: Metrics, encoder_state: Any, hyperparams: Hyperparams
-    ) -> tuple[jax.Array, Any]:
-        """Return what the policy sees, float32[features], and the encoder's new state.
-
-        Args:
-            metrics: the run since the last decision, with its progress.
-            encoder_state: what the encoder carries.
-            hyperparams: those used since.
-        """
-        shown = self.guide.shown(metrics, hyperparams)
-        return self.encoder.update(metrics, encoder_state, shown)
-
-    def log_probs(self, params: Any, observation: jax.Array) -> jax.Array:
+    def log_probs(self, params: chex.ArrayTree, observation: jax.Array) -> jax.Array:
         """Return log π(a|s) of every action, float32[num_actions].
 
         Args:
@@ -112,54 +112,85 @@ class Policy(NamedTuple):
         return actions.log_probs(self.action_space, self.network.apply(params, observation))  # pyright: ignore[reportArgumentType]
 
     def apply(self, action: jax.Array, metrics: Metrics, hyperparams: Hyperparams) -> Hyperparams:
-        """Return the hyperparameters after an action within the policy's guide.
+        """Return the hyperparameters after an action; after the end of the run, the same.
 
         Args:
             action: int32[].
-            metrics: the run since the last decision, with its progress.
-            hyperparams: those used since.
+            metrics: the run since the last decision.
+            hyperparams: the policy's own so far.
         """
-        lead = self.guide.lead(metrics, hyperparams)
-        wanted = actions.apply(self.action_space, action, lead)
-        return self.guide.bound(metrics, hyperparams, lead, wanted)
+        moved = actions.apply(self.action_space, action, hyperparams)
+        return {
+            name: jnp.where(metrics.is_over, hyperparams[name], new) for name, new in moved.items()
+        }
+
+    def decision_interval(self, total_steps: Number | None) -> Number:
+        """Return the steps between decisions, a whole number, or int32[] for a traced horizon.
+
+        Args:
+            total_steps: length of the run; None, or an int32[] below 1, where it is not known.
+        """
+        if total_steps is None or self.num_decisions == 0:
+            return DECISION_INTERVAL
+        if isinstance(total_steps, int):
+            return max(-(-total_steps // self.num_decisions), 1)
+        spaced = -(-total_steps // self.num_decisions)
+        return jnp.where(total_steps > 0, spaced, DECISION_INTERVAL)
 
     def as_controller(
-        self, init: ControllerInit, update: ControllerUpdate, decision_interval: Any
+        self,
+        init: ControllerInit,
+        update: ControllerUpdate,
+        *,
+        total_steps: Number | None,
+        decision_interval: Number | None,
     ) -> Controller:
-        """Return a `Controller` with this policy's hyperparameters, bounds and action labels."""
+        """Return a `Controller` with this policy's hyperparameters, bounds and action labels.
+
+        Args:
+            init: of the controller.
+            update: of the controller.
+            total_steps: length of the run; None where it is not known.
+            decision_interval: steps between decisions; None for the policy's own.
+        """
+        if total_steps is not None:
+            total_steps = check_whole("total_steps", total_steps)
+        if decision_interval is None:
+            decision_interval = self.decision_interval(total_steps)
+        else:
+            decision_interval = check_interval(decision_interval)
         return Controller(
             init=init,
             update=update,
             hyperparams=self.action_space.hyperparams,
             decision_interval=decision_interval,
             bounds={move.hyperparam: move.bounds for move in self.action_space.moves},
-            dense_steps=self.guide.first_decisions,
+            dense_steps=self.dense_steps,
             action_labels=actions.labels(self.action_space),
             features=self.encoder.features,
-            needs_alignment=self.encoder.needs_alignment or self.guide.needs_alignment,
-            max_growth=self.guide.max_growth,
+            needs_alignment=self.encoder.needs_alignment,
+            total_steps=total_steps,
+            is_incremental=True,
         )
 
 
 def check_policy(policy: Any) -> None:
-    """Refuse what is no `Policy`, above all the name of one.
+    """Refuse what is no `Policy`.
 
     Args:
         policy: what a controller was given.
 
     Raises:
-        ValueError: it is something else, or a number of its guide is out of range.
+        ValueError: it is something else.
 
-    >>> check_policy("any-lr-v1")
+    >>> check_policy(optax_meta.plateau())
     Traceback (most recent call last):
-    ValueError: `policy` must be a Policy, got str: read one with `load_policy(…)`
+    ValueError: `policy` must be a Policy, a name or a path, got Controller
     """
     if not isinstance(policy, Policy):
         raise ValueError(
-            f"`policy` must be a Policy, got {type(policy).__name__}: read one with "
-            "`load_policy(…)`"
+            f"`policy` must be a Policy, a name or a path, got {type(policy).__name__}"
         )
-    policy.guide.check()
 
 
 def draw(stream: jax.Array, log_probs: jax.Array) -> jax.Array:
@@ -186,7 +217,9 @@ def init_policy(
     *,
     encoder: Encoder | None = None,
     action_space: ActionSpace | None = None,
-    guide: Guide = Guide(),  # noqa: B008 - immutable
+    wrappers: Wrappers | None = None,
+    dense_steps: int = 0,
+    num_decisions: int = 0,
     hidden_sizes: Sequence[int] = (32, 32),
     start: Start = "hold",
     hold_probability: float = 0.9,
@@ -197,7 +230,9 @@ def init_policy(
         key: PRNG key for the hidden layers.
         encoder: what it sees; None for `observations.classic()`.
         action_space: what it may do; None for `actions.classic()`.
-        guide: what happens to the learning rate around its actions; by default nothing.
+        wrappers: as in `Policy`; None for none.
+        dense_steps: likewise.
+        num_decisions: likewise.
         hidden_sizes: widths of the hidden layers, each ≥ 1.
         start: "hold": the head starts at zero with a bias towards the action that changes nothing,
             since a policy that knows nothing must not be a random walk. "uniform": all actions are
@@ -208,8 +243,8 @@ def init_policy(
         A `Policy`.
 
     Raises:
-        ValueError: `action_space` is none, a number of the guide is out of range, sizes below 1,
-            an unknown `start`, or no hold action to start from.
+        ValueError: `action_space` is none, sizes or counts out of range, an unknown `start`, or
+            no hold action to start from.
 
     Example:
         >>> policy = init_policy(jax.random.key(0))
@@ -217,7 +252,8 @@ def init_policy(
         >>> print(probs[4].round(2))
         0.9
     """
-    guide.check()
+    counts = {"dense_steps": dense_steps, "num_decisions": num_decisions}
+    counts = {name: check_whole(name, count, 0) for name, count in counts.items()}
     encoder = observations.classic() if encoder is None else encoder
     action_space = actions.classic() if action_space is None else action_space
     if not isinstance(action_space, ActionSpace):
@@ -234,4 +270,4 @@ def init_policy(
         bias = jnp.asarray(actions.hold_logits(action_space, hold_probability))
         head = {**params["params"]["head"], "bias": bias}
         params = {"params": {**params["params"], "head": head}}
-    return Policy(network, params, encoder, action_space, guide)
+    return Policy(network, params, encoder, action_space, wrappers or {}, **counts)

@@ -9,9 +9,9 @@ import numpy as np
 from jax.core import Tracer
 
 from optax_meta import policy_gradient
-from optax_meta.base import Hyperparams
+from optax_meta.base import Hyperparams, State
 from optax_meta.metrics import Statistics
-from optax_meta.transform import ControlState, detach, find_control_states
+from optax_meta.state import ControlState, detach, find_control_states
 
 
 class Decision(NamedTuple):
@@ -86,6 +86,18 @@ class DecisionState(NamedTuple):
             self.probabilities,
             self.summary[..., 4:],
         )
+
+
+class StagesState(NamedTuple):
+    """States of controllers that take turns.
+
+    Attributes:
+        in_charge: which of them decided last, int32[].
+        stages: the state of each.
+    """
+
+    in_charge: jax.Array
+    stages: tuple[State, ...]
 
 
 class Record(NamedTuple):
@@ -167,14 +179,46 @@ def record(opt_state: Any) -> Record:
     return detach(_row(next(iter(found.values()))))
 
 
-def find_decision(controller_state: Any) -> Decision | None:
-    """Return the first decision in a controller's state, None where it keeps none."""
+def find_decision(controller_state: State) -> Decision | None:
+    """Return the latest decision in a controller's state, None where no part of it has a policy.
 
-    def is_decision(x: Any) -> bool:
-        return isinstance(x, DecisionState)
+    Of controllers that take turns it is that of the one in charge, with action -1 where that one
+    has no policy; the actions and features of several policies are counted on.
 
-    leaves = jax.tree.leaves(controller_state, is_leaf=is_decision)
-    return next((leaf.unpack() for leaf in leaves if is_decision(leaf)), None)
+    Args:
+        controller_state: any pytree; leading axes of its arrays are batches.
+    """
+
+    def is_node(x: object) -> bool:
+        return isinstance(x, (DecisionState, StagesState))
+
+    for node in jax.tree.leaves(controller_state, is_leaf=is_node):
+        if isinstance(node, DecisionState):
+            return node.unpack()
+        if isinstance(node, StagesState) and (found := _of_stages(node)) is not None:
+            return found
+    return None
+
+
+def _of_stages(state: StagesState) -> Decision | None:
+    """Return the decision of the stage in charge, with the actions of all laid side by side."""
+    found = [find_decision(stage) for stage in state.stages]
+    if all(decision is None for decision in found):
+        return None
+    scalars, probabilities, observations = (-1, 0.0, 0.0, 0.0), [], []
+    offset = 0
+    for stage, decision in enumerate(found):
+        if decision is None:
+            continue
+        is_its = state.in_charge == stage
+        action = decision.action + jnp.where(decision.action >= 0, offset, 0)
+        own = (action, decision.log_prob, decision.entropy, decision.reward)
+        scalars = [jnp.where(is_its, x, other) for x, other in zip(own, scalars, strict=True)]
+        probabilities.append(jnp.where(is_its[..., None], decision.probabilities, 0.0))
+        observations.append(jnp.where(is_its[..., None], decision.observation, 0.0))
+        offset += decision.probabilities.shape[-1]
+    sides = (jnp.concatenate(parts, axis=-1) for parts in (probabilities, observations))
+    return Decision(*scalars, *sides)
 
 
 def flatten(records: Record, labels: Sequence[str] = ()) -> list[Row]:
@@ -217,16 +261,16 @@ def flatten(records: Record, labels: Sequence[str] = ()) -> list[Row]:
 
 def _row(state: ControlState) -> Record:
     statistics = Statistics.unpack(state.statistics)
-    value, cost, grad_norm, alignment, *_ = jnp.moveaxis(statistics.last, -1, 0)
+    last = statistics.last
     return Record(
         step=state.step,
-        value=value,
-        cost=cost,
-        grad_norm=grad_norm,
-        alignment=alignment,
+        value=last.value,
+        cost=last.cost,
+        grad_norm=last.grad_norm,
+        alignment=last.alignment,
         hyperparams=dict(state.hyperparams),
-        decided=(statistics.window[..., 0] == 0) & (state.step > 0),
-        num_nonfinite=statistics.total_nonfinite[..., 0].astype(jnp.int32),
+        decided=(statistics.window.num_steps == 0) & (state.step > 0),
+        num_nonfinite=statistics.total_nonfinite.astype(jnp.int32),
         decision=find_decision(state.controller_state),
     )
 

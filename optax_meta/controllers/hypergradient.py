@@ -1,12 +1,11 @@
 """The cosine rule."""
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 
 from optax_meta.actions import check_bounds
-from optax_meta.base import Bounds, Controller, Hyperparams
+from optax_meta.base import Bounds, Controller, Hyperparams, State
 from optax_meta.metrics import Metrics
 
 
@@ -48,7 +47,9 @@ def hypergradient(
     if not low > 0.0:
         raise ValueError(f"`bounds` must be positive, got {bounds}")
 
-    def update(metrics: Metrics, state: Any, hyperparams: Hyperparams) -> tuple[Hyperparams, Any]:
+    def update(
+        metrics: Metrics, state: State, hyperparams: Hyperparams
+    ) -> tuple[Hyperparams, State]:
         old = hyperparams[hyperparam]
         alignment = jnp.where(metrics.num_moves > 0.0, metrics.alignment, 0.0)
         factor = jnp.exp(step_size * alignment).astype(old.dtype)
@@ -61,4 +62,5 @@ def hypergradient(
         bounds={hyperparam: (low, high)},
         needs_value=False,
         needs_alignment=True,
+        is_incremental=True,
     )

@@ -1,92 +1,93 @@
 """A frozen policy."""
 
+import os
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams, check_interval, check_seed, check_whole
-from optax_meta.controllers.reinforce import with_progress
+from optax_meta.base import Controller, Hyperparams, Number, State, check_seed
+from optax_meta.checkpoints import as_policy
+from optax_meta.controllers.wrapping import wrapped
 from optax_meta.metrics import Metrics
-from optax_meta.policies import Policy, check_policy, draw
+from optax_meta.policies import Policy, draw
 from optax_meta.recording import Decision, DecisionState
 
 
 class LearnedState(NamedTuple):
-    """State of `learned`.
+    """State of `learned`, inside those of its wrappers.
 
     Attributes:
         encoder_state: what the encoder carries.
         decision: the latest decision, for the record.
     """
 
-    encoder_state: Any
+    encoder_state: State
     decision: DecisionState
 
 
 def learned(
-    policy: Policy,
+    policy: Policy | str | os.PathLike[str],
     *,
-    total_steps: Any = None,
+    total_steps: Number | None = None,
     decision_interval: float | None = None,
     seed: jax.typing.ArrayLike | None = None,
 ) -> Controller:
-    """Follow a frozen policy.
+    """Follow a frozen policy, inside the wrappers that it was learned under.
 
     Args:
-        policy: for instance from `optax_meta.load_policy`.
+        policy: a `Policy`, one of `available_policies()` by its name, or the path of a file.
         total_steps: length of the run if known, counted in calls of `update`; after it nothing
             changes any more. A traced int32[] may be below 1 where it is not known.
-        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without;
-            `math.inf` as in `control_hyperparams`. A policy that is asked by `decide` alone, and
-            not at each of the first steps, calibrates nothing: it begins at the rate it is given.
+        decision_interval: steps between decisions, ≥ 1; None for the policy's own; `math.inf` as in
+            `control_hyperparams`.
         seed: None for the most probable action at every decision, nothing random; an integer, may
             be traced, to sample the actions: what meta-training learns from.
 
     Returns:
-        A `Controller`.
+        A `Controller`. Where one of the wrappers is `calibrated`, as with the shipped policies, the
+        starting rate is forgotten and may be left out.
 
     Raises:
-        ValueError: `policy` is something else, `total_steps` or `decision_interval` no whole number
-            ≥ 1, or `seed` no integer in [0, 2³²).
+        ValueError: `policy` is something else or cannot be read, `total_steps` or
+            `decision_interval` no whole number ≥ 1, `seed` no integer in [0, 2³²), or a wrapper's
+            argument is out of range.
 
     Example:
-        >>> policy = optax_meta.init_policy(jax.random.key(0))
-        >>> controller = optax_meta.learned(policy, total_steps=1000)
+        >>> controller = optax_meta.learned("any-lr-v1", total_steps=1000)
+        >>> tx = optax_meta.control_hyperparams(optax.adamw, controller)(weight_decay=0.1)
     """
-    check_policy(policy)
-    if total_steps is not None:
-        total_steps = check_whole("total_steps", total_steps)
+    policy = as_policy(policy)
     if seed is not None:
         check_seed(seed)
-    interval = policy.guide.decision_interval(total_steps)
-    interval = interval if decision_interval is None else check_interval(decision_interval)
 
     def init(hyperparams: Hyperparams) -> LearnedState:
         del hyperparams
         empty = DecisionState.empty(len(policy.encoder.features), policy.action_space.num_actions)
         return LearnedState(policy.encoder.init(), empty)
 
-    update = partial(_update, policy, total_steps, seed)
-    return policy.as_controller(init, update, interval)
+    update = partial(_update, policy, seed)
+    own = policy.as_controller(
+        init, update, total_steps=total_steps, decision_interval=decision_interval
+    )
+    return wrapped(own, policy.wrappers)
 
 
 def _update(
     policy: Policy,
-    total_steps: Any,
     seed: jax.typing.ArrayLike | None,
     metrics: Metrics,
     state: LearnedState,
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, LearnedState]:
-    metrics = with_progress(metrics, total_steps)
-    observation, encoder_state = policy.observe(metrics, state.encoder_state, hyperparams)
+    observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
     log_probs = policy.log_probs(policy.params, observation)
     if seed is None:
         action = jnp.argmax(log_probs)
     else:
-        action = draw(jnp.stack([jnp.uint32(seed), metrics.step.astype(jnp.uint32)]), log_probs)
+        stream = jnp.stack([jnp.asarray(seed, jnp.uint32), metrics.step.astype(jnp.uint32)])
+        action = draw(stream, log_probs)
     decision = Decision.choose(action, log_probs, observation)
     hyperparams = policy.apply(action, metrics, hyperparams)
     return hyperparams, LearnedState(encoder_state, DecisionState.pack(decision))

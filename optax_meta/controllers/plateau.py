@@ -5,16 +5,21 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_meta.base import Controller, Hyperparams, check_whole
 from optax_meta.metrics import Metrics
+
+# Finite, since an infinity in the state would trip `jax_debug_infs`.
+_NO_VALUE = float(np.finfo(np.float32).max)
 
 
 class PlateauState(NamedTuple):
     """State of `plateau`.
 
     Attributes:
-        best_value: best loss so far, float32[].
+        best_value: best loss so far, float32[]; the largest number, or in "max" mode the smallest,
+            before the first one.
         num_bad: decisions without improvement in a row, and of cooldown left; int32[2].
     """
 
@@ -38,9 +43,10 @@ def plateau(
 
     Decides as PyTorch's `ReduceLROnPlateau` with the same arguments, sequence for sequence, with
     two differences: negative losses are compared correctly (below zero PyTorch's relative threshold
-    moves the wrong way, so that a loss that stands still counts as improving), and an infinite
-    value never counts as improvement. Counts one more decision than `optax.contrib`'s
-    `reduce_on_plateau` and Keras before it reduces: their `patience` less one is the same.
+    moves the wrong way, so that a loss that stands still counts as improving), and a value that is
+    not finite counts as nothing at all: a step that did not happen is no evidence. Counts
+    one more decision than `optax.contrib`'s `reduce_on_plateau` and Keras before it reduces: their
+    `patience` less one is the same.
 
     Args:
         factor: what to multiply by, in (0, 1).
@@ -83,7 +89,7 @@ def plateau(
     reduce = partial(_reduce, factor, min_value, eps)
     return Controller(
         init=lambda hyperparams: PlateauState(  # noqa: ARG005
-            jnp.float32(sign * jnp.inf), jnp.zeros(2, jnp.int32)
+            jnp.float32(sign * _NO_VALUE), jnp.zeros(2, jnp.int32)
         ),
         update=partial(_update, is_better, reduce, patience, cooldown, hyperparam),
         hyperparams=(hyperparam,),
@@ -96,7 +102,7 @@ def _is_better(
 ) -> jax.Array:
     value, best = sign * value, sign * best
     margin = threshold * jnp.abs(best) if threshold_mode == "rel" else threshold
-    return (value < best - margin) | jnp.isinf(best)
+    return (value < best - margin) | (best >= _NO_VALUE)
 
 
 def _reduce(factor: float, min_value: float, eps: float, old: jax.Array) -> jax.Array:
@@ -114,7 +120,7 @@ def _update(
     state: PlateauState,
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, PlateauState]:
-    better = metrics.saw_finite & is_better(metrics.value, state.best_value)
+    better = is_better(metrics.value, state.best_value)
     best = jnp.where(better, metrics.value, state.best_value)
     num_bad, cooling = state.num_bad
     num_bad = jnp.where(better | (cooling > 0), 0, num_bad + 1)
@@ -123,4 +129,5 @@ def _update(
     num_bad = jnp.where(is_due, 0, num_bad)
     old = hyperparams[hyperparam]
     new = {**hyperparams, hyperparam: jnp.where(is_due, reduce(old), old)}
-    return new, PlateauState(best, jnp.stack([num_bad, cooling]))
+    after = (new, PlateauState(best, jnp.stack([num_bad, cooling])))
+    return jax.tree.map(partial(jnp.where, metrics.saw_finite), after, (hyperparams, state))

@@ -1,9 +1,11 @@
 """The RL meta-optimizer: REINFORCE while a model trains."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,18 +17,21 @@ from optax_meta.base import (
     Controller,
     Encoder,
     Hyperparams,
-    check_interval,
+    Number,
+    State,
     check_seed,
     check_whole,
 )
+from optax_meta.checkpoints import as_policy
+from optax_meta.controllers.wrapping import EVERY_GOOD_RUN, wrapped
 from optax_meta.metrics import Metrics
-from optax_meta.policies import Policy, Start, check_policy, draw, init_policy
+from optax_meta.policies import Policy, Start, Wrappers, draw, init_policy
 from optax_meta.recording import Decision, DecisionState
 from optax_meta.rewards import Reward
 
 
 class ReinforceState(NamedTuple):
-    """State of `reinforce`: few leaves, all arrays.
+    """State of `reinforce`, inside those of its wrappers: few leaves, all arrays.
 
     Attributes:
         stream: seed and number of decisions so far, uint32[2]; together the key of the next draw,
@@ -35,7 +40,7 @@ class ReinforceState(NamedTuple):
         policy_moments: first and second moments of the policy's Adam, float32[2, P].
         episode: one row a decision: observation, action, log-probability, reward;
             float32[train_every, features + 3]; zeros once learned from.
-        before: the `Metrics` of the last decision, then the moving-average baseline; float32[14].
+        before: the `Metrics` of the last decision, then the moving-average baseline; float32[15].
         encoder_state: what the encoder carries.
         decision: the latest decision, for the record.
     """
@@ -45,7 +50,7 @@ class ReinforceState(NamedTuple):
     policy_moments: jax.Array
     episode: jax.Array
     before: jax.Array
-    encoder_state: Any
+    encoder_state: State
     decision: DecisionState
 
 
@@ -59,11 +64,13 @@ class _Learner(NamedTuple):
     entropy_bonus: float
     max_grad_norm: float
     policy_learning_rate: float
+    train_every: int
 
 
 def reinforce(
-    policy: Policy | None = None,
+    policy: Policy | str | os.PathLike[str] | None = None,
     *,
+    wrappers: Wrappers | None = None,
     action_space: ActionSpace | None = None,
     encoder: Encoder | None = None,
     hidden_sizes: Sequence[int] | None = None,
@@ -78,7 +85,7 @@ def reinforce(
     policy_learning_rate: float = 1e-2,
     train_every: int = 5,
     decision_interval: float | None = None,
-    total_steps: int | None = None,
+    total_steps: Number | None = None,
     seed: jax.typing.ArrayLike = 0,
 ) -> Controller:
     """Learn by REINFORCE, while the model trains, how to change its hyperparameters.
@@ -88,9 +95,17 @@ def reinforce(
     -mean(log π(aₜ|sₜ)·(Gₜ - b)) - c·mean H, with discounted returns Gₜ and a moving-average
     baseline b, inside the jitted update; then the episode is cleared.
 
+    A fresh policy knows nothing, and so lives inside what every good run has: a calibrated rate,
+    which forgets the start, a fall to the end where `total_steps` is known, and a trust region.
+    `wrappers={}` takes these off: the classic agent, which starts from the rate it is given.
+
     Args:
-        policy: what to start from; None for a fresh one, made from the seed with the next five
-            arguments, which mean what they do in `optax_meta.init_policy`.
+        policy: what to start from: a `Policy`, the name of a shipped one or the path of a file;
+            None for a fresh one, made from the seed with the next five arguments but one, which
+            mean what they do in `optax_meta.init_policy`.
+        wrappers: what the policy lives inside, by name, the innermost first, each with its
+            arguments: `{"annealed": {"power": 2.0}, "trust_region": {}}`; None for a policy's own,
+            and as above for a fresh one, if it steers the learning rate.
         action_space: None for the nine actions of `actions.classic`.
         encoder: None for the eight features of `observations.classic`.
         hidden_sizes: None for (32, 32).
@@ -104,25 +119,25 @@ def reinforce(
         max_grad_norm: the policy gradient is clipped to this L2 norm, > 0.
         policy_learning_rate: of the policy's own Adam, ≥ 0.
         train_every: decisions in an episode, ≥ 1.
-        decision_interval: steps between decisions, ≥ 1; None for the policy's guide, 10 without;
-            `math.inf` as in `control_hyperparams`.
-        total_steps: length of the run if known, counted in calls of `update`, for the progress
-            feature and the guide; after it nothing changes any more, and nothing is learned.
+        decision_interval: steps between decisions, ≥ 1; None for the policy's own, 10 for a fresh
+            one; `math.inf` as in `control_hyperparams`.
+        total_steps: length of the run if known, counted in calls of `update`; after it nothing
+            changes any more, and nothing is learned.
         seed: of the fresh policy and of every sample; an integer, may be traced.
 
     Returns:
         A `Controller`. The same seed gives the same run, bit for bit.
 
     Raises:
-        ValueError: an argument is out of range, `policy` is something else, or comes with
-            arguments that describe a fresh one.
+        ValueError: an argument is out of range, `policy` is something else, cannot be read, or
+            comes with arguments that describe a fresh one.
 
     Source: R. J. Williams, "Simple statistical gradient-following algorithms for connectionist
     reinforcement learning", 1992, https://doi.org/10.1007/BF00992696.
 
     Example:
         >>> controller = optax_meta.reinforce(seed=0, total_steps=1000)
-        >>> tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)
+        >>> tx = optax_meta.control_hyperparams(optax.adamw, controller)(weight_decay=1e-4)
     """
     fresh = {
         "action_space": action_space,
@@ -132,31 +147,10 @@ def reinforce(
         "hold_probability": hold_probability,
     }
     fresh = {name: value for name, value in fresh.items() if value is not None}
-    if policy is not None:
-        check_policy(policy)
     if policy is not None and fresh:
         raise ValueError(f"a `policy` brings its own {', '.join(fresh)}: pass one or the other")
-    train_every = check_whole("train_every", train_every)
-    if total_steps is not None:
-        total_steps = check_whole("total_steps", total_steps)
     check_seed(seed)
-    _check(
-        ("discount", 0.0 <= discount <= 1.0, "lie in [0, 1]", discount),
-        ("baseline_decay", 0.0 <= baseline_decay < 1.0, "lie in [0, 1)", baseline_decay),
-        ("entropy_bonus", entropy_bonus >= 0.0, "not be negative", entropy_bonus),
-        ("max_grad_norm", max_grad_norm > 0.0, "be positive", max_grad_norm),
-        ("reward_scale", reward_scale > 0.0, "be positive", reward_scale),
-        (
-            "policy_learning_rate",
-            policy_learning_rate >= 0.0,
-            "not be negative",
-            policy_learning_rate,
-        ),
-    )
-    # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
-    template = init_policy(jax.random.key(0), **fresh) if policy is None else policy
-    interval = template.guide.decision_interval(total_steps)
-    interval = interval if decision_interval is None else check_interval(decision_interval)
+    seed = jnp.asarray(seed, jnp.uint32)
     learner = _Learner(
         reward=rewards.improvement() if reward is None else reward,
         reward_scale=reward_scale,
@@ -165,25 +159,55 @@ def reinforce(
         entropy_bonus=entropy_bonus,
         max_grad_norm=max_grad_norm,
         policy_learning_rate=policy_learning_rate,
+        train_every=check_whole("train_every", train_every),
     )
+    _check_learner(learner)
+    given = None if policy is None else as_policy(policy)
+    # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
+    template = init_policy(jax.random.key(0), **fresh) if given is None else given
 
     def init(hyperparams: Hyperparams) -> ReinforceState:
         del hyperparams
-        key = jax.random.key(jnp.asarray(seed, jnp.uint32))
-        first = init_policy(key, **fresh) if policy is None else policy
-        return _init(first, train_every, jnp.asarray(seed, jnp.uint32))
+        first = init_policy(jax.random.key(seed), **fresh) if given is None else given
+        return _init(first, learner, seed)
 
     # Where nobody jits, a branch of the same identity at every decision is compiled once.
     learn = jax.jit(partial(_learn_if_due, template, learner), inline=True)
-    update = partial(_update, template, learner, learn, total_steps)
-    return template.as_controller(init, update, interval)
+    own = template.as_controller(
+        init,
+        partial(_update, template, learner, learn),
+        total_steps=total_steps,
+        decision_interval=decision_interval,
+    )
+    return wrapped(own, _wrappers(given, own) if wrappers is None else wrappers)
 
 
-def extract_policy(policy: Policy, controller_state: Any) -> Policy:
+def _wrappers(given: Policy | None, own: Controller) -> Wrappers:
+    if given is not None:
+        return given.wrappers
+    return EVERY_GOOD_RUN if "learning_rate" in own.hyperparams else {}
+
+
+def _check_learner(learner: _Learner) -> None:
+    for name, holds, demand in (
+        ("discount", 0.0 <= learner.discount <= 1.0, "lie in [0, 1]"),
+        ("baseline_decay", 0.0 <= learner.baseline_decay < 1.0, "lie in [0, 1)"),
+        ("entropy_bonus", learner.entropy_bonus >= 0.0, "not be negative"),
+        ("max_grad_norm", learner.max_grad_norm > 0.0, "be positive"),
+        ("reward_scale", learner.reward_scale > 0.0, "be positive"),
+        ("policy_learning_rate", learner.policy_learning_rate >= 0.0, "not be negative"),
+    ):
+        if not holds:
+            raise ValueError(f"`{name}` must {demand}, got {getattr(learner, name)}")
+
+
+def extract_policy(
+    policy: Policy | str | os.PathLike[str], controller_state: chex.ArrayTree
+) -> Policy:
     """Return `policy` with the parameters that `reinforce` has learned so far.
 
     Args:
-        policy: the one given to `reinforce`.
+        policy: the one given to `reinforce`, also by name or path.
         controller_state: any pytree that holds exactly one `ReinforceState`, such as the optimizer
             state.
 
@@ -198,6 +222,7 @@ def extract_policy(policy: Policy, controller_state: Any) -> Policy:
         >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.reinforce(policy))(1e-3)
         >>> policy = optax_meta.extract_policy(policy, tx.init(jnp.zeros(3)))
     """
+    policy = as_policy(policy)
     flat, unravel = ravel_pytree(policy.params)
     learned = [
         found for _, found in optax.tree.get_all_with_path(controller_state, "policy_params")
@@ -211,21 +236,15 @@ def extract_policy(policy: Policy, controller_state: Any) -> Policy:
     return policy._replace(params=unravel(learned[0]))
 
 
-def _check(*conditions: tuple[str, bool, str, Any]) -> None:
-    for name, holds, demand, got in conditions:
-        if not holds:
-            raise ValueError(f"`{name}` must {demand}, got {got}")
-
-
-def _init(policy: Policy, train_every: int, seed: jax.Array) -> ReinforceState:
+def _init(policy: Policy, learner: _Learner, seed: jax.Array) -> ReinforceState:
     params = jnp.array(ravel_pytree(policy.params)[0], jnp.float32, copy=True)
     num_features, num_actions = len(policy.encoder.features), policy.action_space.num_actions
     return ReinforceState(
         stream=jnp.stack([seed, jnp.uint32(0)]),
         policy_params=params,
         policy_moments=jnp.zeros((2, params.size), jnp.float32),
-        episode=jnp.zeros((train_every, num_features + 3), jnp.float32),
-        before=jnp.zeros(len(Metrics._fields) + 1, jnp.float32),
+        episode=jnp.zeros((learner.train_every, num_features + 3), jnp.float32),
+        before=jnp.zeros(len(Metrics._fields), jnp.float32),
         encoder_state=policy.encoder.init(),
         decision=DecisionState.empty(num_features, num_actions),
     )
@@ -235,51 +254,41 @@ def _update(
     policy: Policy,
     learner: _Learner,
     learn: Callable[..., ReinforceState],
-    total_steps: int | None,
     metrics: Metrics,
     state: ReinforceState,
     hyperparams: Hyperparams,
 ) -> tuple[Hyperparams, ReinforceState]:
-    metrics = with_progress(metrics, total_steps)
-    observation, encoder_state = policy.observe(metrics, state.encoder_state, hyperparams)
+    observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
     state, reward = _collect_reward(learner, metrics, state)
-    state = learn(state, metrics.progress < 1.0)
+    state = learn(state, ~metrics.is_over)
     decision = _sample(policy, state, observation)._replace(reward=reward)
     hyperparams = policy.apply(decision.action, metrics, hyperparams)
     row = jnp.stack([decision.action.astype(jnp.float32), decision.log_prob, jnp.float32(0.0)])
-    position = state.stream[1] % state.episode.shape[0]
+    position = _position(state, 0)
     return hyperparams, state._replace(
         stream=state.stream + jnp.array([0, 1], jnp.uint32),
         episode=state.episode.at[position].set(jnp.concatenate([observation, row])),
-        before=jnp.concatenate([jnp.stack(metrics, dtype=jnp.float32), state.before[-1:]]),
+        before=jnp.concatenate([metrics.pack(), state.before[-1:]]),
         encoder_state=encoder_state,
         decision=DecisionState.pack(decision),
     )
 
 
-def with_progress(metrics: Metrics, total_steps: Any) -> Metrics:
-    """Fill in the share of the run that is over, where the horizon is known.
-
-    Args:
-        metrics: of which `step` is read.
-        total_steps: length of the run in steps; None, or an int32[] below 1, where it is not known.
-    """
-    if total_steps is None:
-        return metrics
-    share = jnp.minimum(metrics.step.astype(jnp.float32) / jnp.maximum(total_steps, 1), 1.0)
-    return metrics._replace(progress=jnp.where(jnp.asarray(total_steps) > 0, share, -1.0))
+def _position(state: ReinforceState, offset: int) -> jax.Array:
+    """Return the row of the decision that is so many ahead in the episode, int32[]."""
+    return (state.stream[1].astype(jnp.int32) + offset) % state.episode.shape[0]
 
 
 def _collect_reward(
     learner: _Learner, metrics: Metrics, state: ReinforceState
 ) -> tuple[ReinforceState, jax.Array]:
     """Reward the last action and note it in its row; the first decision has nothing to reward."""
-    before = Metrics(*state.before[:-1])
-    before = before._replace(step=before.step.astype(metrics.step.dtype))
+    before = Metrics.unpack(state.before[:-1])
     earned = learner.reward_scale * learner.reward(before, metrics)
-    reward = jnp.where(state.stream[1] > 0, earned, 0.0).astype(jnp.float32)
-    position = (state.stream[1] - 1) % state.episode.shape[0]
-    episode = state.episode.at[position, -1].set(reward)
+    # Nor has one that came before any loss was known.
+    has_before = (state.stream[1] > 0) & ~before.is_empty
+    reward = jnp.where(has_before, earned, 0.0).astype(jnp.float32)
+    episode = state.episode.at[_position(state, -1), -1].set(reward)
     is_first = state.stream[1] == 0
     return state._replace(episode=jnp.where(is_first, state.episode, episode)), reward
 
@@ -287,9 +296,9 @@ def _collect_reward(
 def _learn_if_due(
     policy: Policy, learner: _Learner, state: ReinforceState, goes_on: jax.Array
 ) -> ReinforceState:
-    num_decisions, length = state.stream[1], state.episode.shape[0]
+    num_decisions, length = state.stream[1].astype(jnp.int32), state.episode.shape[0]
     is_due = goes_on & (num_decisions > 0) & (num_decisions % length == 0)
-    num_updates = (num_decisions // length).astype(jnp.int32)
+    num_updates = num_decisions // length
     learned = (state.policy_params, state.policy_moments, state.before[-1])
     params, moments, baseline = jax.lax.cond(
         is_due,

@@ -104,13 +104,12 @@ def rollout(
             "a traced `total_steps` or `horizon_is_known` needs `max_decisions`, the length of the "
             "arrays"
         )
-    told: Any = jnp.where(horizon_is_known, total_steps, 0)
+    known: Any = jnp.where(horizon_is_known, total_steps, 0)
     if not is_traced:
-        told = total_steps if horizon_is_known else None
-    controller = learned(policy, total_steps=told, seed=seed)
-    dense, interval = policy.guide.first_decisions, controller.decision_interval
+        known = total_steps if horizon_is_known else None
+    controller = learned(policy, total_steps=known, seed=seed)
     if max_decisions is None:
-        max_decisions = sum(bool(controller.is_due(t)) for t in range(total_steps))
+        max_decisions = controller.num_decisions(total_steps)
     tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
     init_key, data_key = jax.random.split(key)
     params = task.init(init_key)
@@ -121,8 +120,7 @@ def rollout(
 
     def decide(carry: tuple[jax.Array, ...]) -> tuple[Any, ...]:
         position, t, run, rows = carry
-        due = jnp.where(t + 1 < dense, t + 1, (t // interval + 1) * interval)
-        end = jnp.minimum(due, total_steps)
+        end = jnp.minimum(controller.next_due(t), total_steps)
         run = jax.lax.fori_loop(t, end, step, run)
         rows = jax.tree.map(
             lambda xs, x: xs.at[position].set(x, mode="drop"), rows, _row(t, run[1])
@@ -150,6 +148,6 @@ def _row(step: jax.Array, opt_state: Any) -> dict[str, jax.Array]:
         "observation": row.decision.observation,
         "action": row.decision.action,
         "log_prob": row.decision.log_prob,
-        "value": Statistics.unpack(opt_state.statistics).means[0],
+        "value": Statistics.unpack(opt_state.statistics).means.value,
         "learning_rate": row.hyperparams["learning_rate"].astype(jnp.float32),
     }

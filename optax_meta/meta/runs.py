@@ -15,21 +15,26 @@ import numpy as np
 from optax_meta import actions, observations, writers
 from optax_meta.base import check_whole
 from optax_meta.checkpoints import load_policy
-from optax_meta.guides import Guide
 from optax_meta.meta.families import FAMILIES, OVERFITTED
 from optax_meta.meta.training import MetaTrainer, meta_trainer
-from optax_meta.policies import Policy, init_policy
+from optax_meta.policies import Policy, Wrappers, init_policy
 from optax_meta.writers import Writer
 
-_GUIDE = Guide(
-    calibration_steps=8,
-    target_ratio=1e-2,
-    max_ratio=0.05,
-    max_growth=3.0,
-    dense_steps=20,
-    num_decisions=100,
-    fall=1.0,
-)
+_DECISIONS = {"dense_steps": 20, "num_decisions": 100}
+_LEARNED_INSIDE: Wrappers = {
+    "calibrated": {"steps": 8, "target_ratio": 1e-2},
+    "annealed": {"power": 1.0},
+    "trust_region": {"max_ratio": 0.05, "min_ratio": 1e-2, "max_growth": 3.0},
+}
+_USED_INSIDE: Wrappers = {
+    **_LEARNED_INSIDE,
+    "annealed": {"power": 2.0, "last_raise": 0.6, "raise_power": 0.5},
+    "trust_region": {
+        **_LEARNED_INSIDE["trust_region"],
+        "ratio_power": 0.25,
+        "persistence_power": 0.4,
+    },
+}
 
 
 def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
@@ -57,16 +62,16 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         jax.random.key(0),
         encoder=observations.scale_free(),
         action_space=actions.learning_rate((0.5, 1 / 1.2, 1.0, 1.2, 2.0), bounds=(1e-12, 1e6)),
-        guide=_GUIDE,
+        wrappers=_LEARNED_INSIDE,
+        **_DECISIONS,
         hold_probability=0.7,
     )
     families = [make() for make in FAMILIES.values()]
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
     trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
-    used = _GUIDE._replace(
-        ratio_power=0.25, persistence_power=0.4, fall=2.0, last_raise=0.6, raise_power=0.5
+    return trainer._replace(
+        policy=lambda state: trainer.policy(state)._replace(wrappers=_USED_INSIDE)
     )
-    return trainer._replace(policy=lambda state: trainer.policy(state)._replace(guide=used))
 
 
 def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
@@ -88,12 +93,14 @@ def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
         15
     """
     source = load_policy("any-lr-v1")
+    calibrated = {**_LEARNED_INSIDE["calibrated"], "total_decay": 5.0}
     decay = actions.scale("weight_decay", (0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
     fresh = init_policy(
         jax.random.key(0),
         encoder=observations.scale_free(weight_decay=True),
         action_space=actions.factored(*source.action_space.moves, decay),
-        guide=_GUIDE._replace(total_decay=5.0),
+        wrappers={**_LEARNED_INSIDE, "calibrated": calibrated},
+        **_DECISIONS,
         hold_probability=0.7,
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))

@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient
 from optax_meta.base import check_seed, check_whole
+from optax_meta.controllers.learned import learned
 from optax_meta.meta.episodes import Trajectory, rollout
 from optax_meta.meta.tasks import TaskFamily
 from optax_meta.policies import Policy, check_policy
@@ -289,7 +290,7 @@ def meta_trainer(
             "shaped_updates": shaped_updates,
             "epochs": epochs,
             "policy_learning_rate": policy_learning_rate,
-            "max_ratio": policy.guide.max_ratio if policy.guide.max_ratio < math.inf else None,
+            "wrappers": {name: dict(options) for name, options in policy.wrappers.items()},
         },
     )
 
@@ -431,9 +432,10 @@ def _run(
 
 
 def _max_decisions(setting: _Setting) -> int:
-    guide, (_, longest) = setting.policy.guide, setting.horizons
-    unknown = -(-longest // 10)
-    return guide.first_decisions + max(unknown, guide.num_decisions) + 1
+    """Return how many decisions the longest run takes, whether its length is known or not."""
+    (_, longest), unknown = setting.horizons, learned(setting.policy)
+    spaced = max(-(-longest // unknown.decision_interval), setting.policy.num_decisions)
+    return unknown.dense_steps + spaced + 1
 
 
 def _draw_optimizer(

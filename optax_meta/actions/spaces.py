@@ -1,9 +1,4 @@
-"""What a policy may do: moves of one hyperparameter, and the spaces they span.
-
-A `Move` lists the choices for one hyperparameter: factors to scale it by, increments to add, or
-steps in log-space. An `ActionSpace` combines moves; an action is one integer that picks a choice
-of every move, counted like `numpy.unravel_index` (the last move varies fastest).
-"""
+"""Action spaces: what a policy may do in one decision."""
 
 import itertools
 import math
@@ -14,27 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_meta.actions.moves import Move, add, apply_move, hold_choice, label, scale
 from optax_meta.base import Bounds, Hyperparams
-
-
-class Move(NamedTuple):
-    """The choices for one hyperparameter.
-
-    Attributes:
-        hyperparam: its name.
-        kind: "scale", "add" or "log".
-        amounts: factors for "scale", increments for "add", natural-log steps for "log".
-        bounds: smallest and largest value allowed.
-
-    Example:
-        >>> optax_meta.actions.scale("learning_rate", (0.5, 1.0)).amounts
-        (0.5, 1.0)
-    """
-
-    hyperparam: str
-    kind: str
-    amounts: tuple[float, ...]
-    bounds: Bounds
 
 
 class ActionSpace(NamedTuple):
@@ -72,75 +48,6 @@ class ActionSpace(NamedTuple):
     def num_logits(self) -> int:
         """Number of outputs the policy network needs."""
         return sum(self.shape) if self.factored else self.num_actions
-
-
-def scale(
-    hyperparam: str, factors: Sequence[float] = (0.5, 1.0, 2.0), *, bounds: Bounds = (1e-8, 10.0)
-) -> Move:
-    """Multiply a hyperparameter by one of `factors`.
-
-    Args:
-        hyperparam: its name in the optimizer's factory.
-        factors: each in (0, 1000]; 1 holds.
-        bounds: smallest and largest value allowed.
-
-    Returns:
-        A `Move`.
-
-    Raises:
-        ValueError: no factor, one out of range, or crossed bounds.
-
-    Example:
-        >>> optax_meta.actions.scale("learning_rate", (0.5, 1.0, 2.0)).kind
-        'scale'
-    """
-    if not all(0.0 < factor <= 1e3 for factor in factors):
-        raise ValueError(f"`factors` must lie in (0, 1000], got {tuple(factors)}")
-    return _move(hyperparam, "scale", factors, bounds)
-
-
-def add(hyperparam: str, increments: Sequence[float], *, bounds: Bounds) -> Move:
-    """Add one of `increments` to a hyperparameter.
-
-    Args:
-        hyperparam: its name in the optimizer's factory.
-        increments: each finite; 0 holds.
-        bounds: smallest and largest value allowed.
-
-    Returns:
-        A `Move`.
-
-    Raises:
-        ValueError: no increment, one that is not finite, or crossed bounds.
-
-    Example:
-        >>> optax_meta.actions.add("b1", (-0.01, 0.0, 0.01), bounds=(0.5, 0.99)).amounts
-        (-0.01, 0.0, 0.01)
-    """
-    return _move(hyperparam, "add", increments, bounds)
-
-
-def log_step(hyperparam: str, steps: Sequence[float], *, bounds: Bounds = (1e-8, 10.0)) -> Move:
-    """Add one of `steps` to the natural logarithm of a hyperparameter.
-
-    Args:
-        hyperparam: its name in the optimizer's factory.
-        steps: each finite, in nats; 0 holds.
-        bounds: smallest and largest value allowed, both > 0.
-
-    Returns:
-        A `Move`.
-
-    Raises:
-        ValueError: no step, one that is not finite, crossed bounds, or a bound ≤ 0.
-
-    Example:
-        >>> optax_meta.actions.log_step("eps", (-0.2, 0.0, 0.2), bounds=(1e-9, 1e-3)).kind
-        'log'
-    """
-    if not bounds[0] > 0.0:
-        raise ValueError(f"`bounds` of a step in log-space must be positive, got {bounds}")
-    return _move(hyperparam, "log", steps, bounds)
 
 
 def joint(*moves: Move) -> ActionSpace:
@@ -258,7 +165,7 @@ def apply(space: ActionSpace, action: jax.Array, hyperparams: Hyperparams) -> Hy
     """
     choices = np.unravel_index(np.arange(space.num_actions), space.shape)
     moved = {
-        move.hyperparam: _apply_move(move, choice, action, hyperparams[move.hyperparam])
+        move.hyperparam: apply_move(move, choice, action, hyperparams[move.hyperparam])
         for move, choice in zip(space.moves, choices, strict=True)
     }
     return {**hyperparams, **moved}
@@ -303,7 +210,7 @@ def hold(space: ActionSpace) -> int | None:
         >>> optax_meta.actions.hold(optax_meta.actions.classic())
         4
     """
-    choices = [_hold_choice(move) for move in space.moves]
+    choices = [hold_choice(move) for move in space.moves]
     if any(choice is None for choice in choices):
         return None
     return int(np.ravel_multi_index([choice or 0 for choice in choices], space.shape))
@@ -357,32 +264,8 @@ def labels(space: ActionSpace) -> tuple[str, ...]:
         >>> optax_meta.actions.labels(optax_meta.actions.learning_rate())
         ('learning_rate ×0.5', 'hold', 'learning_rate ×2')
     """
-    named = [[_label(move, amount) for amount in move.amounts] for move in space.moves]
+    named = [[label(move, amount) for amount in move.amounts] for move in space.moves]
     return tuple(", ".join(filter(None, choice)) or "hold" for choice in itertools.product(*named))
-
-
-_HOLD = {"scale": 1.0, "add": 0.0, "log": 0.0}
-
-
-def _hold_choice(move: Move) -> int | None:
-    identity = _HOLD[move.kind]
-    return move.amounts.index(identity) if identity in move.amounts else None
-
-
-def _label(move: Move, amount: float) -> str:
-    if amount == _HOLD[move.kind]:
-        return ""
-    effect = {"scale": f"×{amount:.3g}", "add": f"{amount:+g}", "log": f"×e^{amount:g}"}[move.kind]
-    return f"{move.hyperparam} {effect}"
-
-
-def _apply_move(move: Move, choice: np.ndarray, action: jax.Array, value: jax.Array) -> jax.Array:
-    """Apply a move, of which `choice` says for each action what it does."""
-    value = jnp.asarray(value)
-    amounts = np.asarray(move.amounts)[choice]
-    effects = np.exp(amounts) if move.kind == "log" else amounts
-    amount = jnp.asarray(effects, value.dtype)[action]
-    return jnp.clip(value + amount if move.kind == "add" else value * amount, *move.bounds)
 
 
 def _peak(size: int, position: int, probability: float) -> np.ndarray:
@@ -390,35 +273,6 @@ def _peak(size: int, position: int, probability: float) -> np.ndarray:
     if size > 1:
         logits[position] = np.log(probability * (size - 1) / (1.0 - probability))
     return logits
-
-
-def _move(hyperparam: str, kind: str, amounts: Sequence[float], bounds: Bounds) -> Move:
-    amounts = tuple(float(amount) for amount in amounts)
-    if not amounts or not all(map(math.isfinite, amounts)):
-        raise ValueError(f"`{hyperparam}` needs at least one choice, all finite, got {amounts}")
-    return Move(hyperparam, kind, amounts, check_bounds(bounds))
-
-
-def check_bounds(bounds: Bounds) -> Bounds:
-    """Return `bounds` as two floats.
-
-    Args:
-        bounds: smallest and largest value allowed.
-
-    Raises:
-        ValueError: they are no two numbers, or crossed, equal or nan.
-
-    Example:
-        >>> optax_meta.actions.check_bounds((0, 1))
-        (0.0, 1.0)
-    """
-    try:
-        low, high = map(float, bounds)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not low < high:
-        raise ValueError(f"`bounds` must be (low, high) with low < high, got {bounds!r}")
-    return low, high
 
 
 def _space(moves: Sequence[Move], *, factored: bool) -> ActionSpace:

@@ -1,0 +1,53 @@
+"""Wrappers by name, as policies and their files keep them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+
+from optax_meta.base import Controller
+from optax_meta.controllers.annealed import annealed
+from optax_meta.controllers.calibrated import calibrated
+from optax_meta.controllers.trust_region import trust_region
+from optax_meta.policies import Wrappers
+
+WRAPPERS: Mapping[str, Callable[..., Controller]] = {
+    "calibrated": calibrated,
+    "annealed": annealed,
+    "trust_region": trust_region,
+}
+
+EVERY_GOOD_RUN: Wrappers = {
+    "calibrated": {},
+    "annealed": {},
+    "trust_region": {"persistence_power": 0.4, "max_growth": 3.0},
+}
+"""What a policy that knows nothing yet should at least live inside: a rate that moves the
+parameters, falls to the end, and throws no run away. The numbers are those of `any-lr-v1`."""
+
+
+def wrapped(controller: Controller, wrappers: Wrappers) -> Controller:
+    """Put wrappers around a controller.
+
+    Args:
+        controller: innermost.
+        wrappers: keyword arguments by the wrapper's name, the innermost first.
+
+    Returns:
+        A `Controller`.
+
+    Raises:
+        ValueError: a name or an argument is unknown, or a wrapper refuses.
+
+    >>> wrapped(optax_meta.plateau(), {"annealed": {"force": 2.0}})
+    Traceback (most recent call last):
+    ValueError: `annealed` has no argument `force`: choose from ...
+    """
+    for name, options in wrappers.items():
+        if name not in WRAPPERS:
+            raise ValueError(f"unknown wrapper {name!r}: choose from {', '.join(WRAPPERS)}")
+        known = list(inspect.signature(WRAPPERS[name]).parameters)[1:]
+        if unknown := [option for option in options if option not in known]:
+            raise ValueError(
+                f"`{name}` has no argument `{unknown[0]}`: choose from {', '.join(known)}"
+            )
+        controller = WRAPPERS[name](controller, **options)
+    return controller

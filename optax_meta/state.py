@@ -1,0 +1,329 @@
+"""The state of a controlled optimizer: what it is made of, how to read, change and restore it."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from optax_meta.base import Hyperparams, State
+
+
+class ControlState(NamedTuple):
+    """State of a controlled optimizer.
+
+    Attributes:
+        statistics: `metrics.Statistics`, packed, float32[24].
+        controller_state: what the controller carries.
+        last_samples: strided samples of the parameters one step ago and of their move until then,
+            float32[2, k], for a controller that asks for alignment; else an empty tuple.
+        inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
+            the step and the state of the inner optimizer.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.5)
+        >>> state = tx.init(jnp.zeros(2))
+        >>> print(state.step, state.hyperparams["learning_rate"])
+        0 0.5
+    """
+
+    statistics: jax.Array
+    controller_state: State
+    last_samples: chex.ArrayTree
+    inner_state: Any
+
+    @property
+    def hyperparams(self) -> Hyperparams:
+        """Current values of the steered hyperparameters, float[] each."""
+        return self.inner_state.hyperparams
+
+    @property
+    def step(self) -> jax.Array:
+        """Number of updates so far, int32[]."""
+        return self.inner_state.count
+
+    def with_hyperparams(self, hyperparams: Hyperparams) -> "ControlState":
+        """Return the state with other values for the next update.
+
+        Args:
+            hyperparams: by name, all of them.
+        """
+        return self._replace(inner_state=self.inner_state._replace(hyperparams=hyperparams))
+
+    def with_arrays(self) -> "ControlState":
+        """Return the state with arrays for hyperparameters that were set as Python numbers.
+
+        `optax.tree.set` puts in what it is given. Such a number takes the dtype that `init` would
+        have chosen: float64 where the optimizer keeps any, else float32.
+        """
+        if all(isinstance(value, jax.Array) for value in self.hyperparams.values()):
+            return self
+        dtype = widest([*self.hyperparams.values(), self.inner_state.inner_state])
+        return self.with_hyperparams(
+            {name: jnp.asarray(value, dtype) for name, value in self.hyperparams.items()}
+        )
+
+
+def widest(tree: chex.ArrayTree) -> Any:
+    """Return the dtype of hyperparameters: float64 where any leaf has 64 bits, else float32.
+
+    Args:
+        tree: parameters, or what an optimizer keeps of them.
+
+    >>> widest({"w": jnp.ones(3), "key": jax.random.key(0)}).__name__
+    'float32'
+    """
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    real = [jax.dtypes.canonicalize_dtype(d) for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
+    return jnp.float64 if any(jnp.finfo(d).bits == 64 for d in real) else jnp.float32
+
+
+def hyperparams(opt_state: chex.ArrayTree) -> Hyperparams:
+    """Return the current hyperparameters from any state that holds a controlled optimizer.
+
+    Args:
+        opt_state: the state itself, or any pytree around it: `optax.chain`, `optax.partition`,
+            `optax.MultiSteps`, a Flax `TrainState`, an `nnx.Optimizer`.
+
+    Returns:
+        float32[] by name; they stay when the state is donated. Where the state holds several
+        controlled optimizers, the names are prefixed by what tells these apart, for instance the
+        label of `optax.partition`.
+
+    Raises:
+        ValueError: the state holds none.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.5)
+        >>> state = optax.chain(optax.clip(1.0), tx).init(jnp.zeros(2))
+        >>> print(optax_meta.hyperparams(state)["learning_rate"])
+        0.5
+    """
+    return {
+        _full_name(label, name): detach(value)
+        for label, state in find_control_states(opt_state).items()
+        for name, value in state.hyperparams.items()
+    }
+
+
+def set_hyperparams(opt_state: Any, /, **values: jax.typing.ArrayLike) -> Any:
+    """Set hyperparameters by hand; the controller goes on from there.
+
+    A pure function, to be jitted or not. The values hold from the next update on, clipped to the
+    controller's bounds there, until the controller decides otherwise: at its next decision, which a
+    rule that holds leaves alone. A value that turns out not to be finite under `jit` changes
+    nothing.
+
+    Args:
+        opt_state: as for `optax_meta.hyperparams`.
+        **values: scalars by name; names as `optax_meta.hyperparams` returns them.
+
+    Returns:
+        `opt_state` with the new values, in the dtype of the old ones.
+
+    Raises:
+        ValueError: the state holds no controlled optimizer or does not steer one of the names, or a
+            value is no finite real scalar.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.5)
+        >>> state = optax_meta.set_hyperparams(tx.init(jnp.zeros(2)), learning_rate=0.25)
+        >>> print(optax_meta.hyperparams(state)["learning_rate"])
+        0.25
+    """
+    known = [
+        _full_name(label, name)
+        for label, state in find_control_states(opt_state).items()
+        for name in state.hyperparams
+    ]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(
+            f"`{unknown[0]}` is not steered by this optimizer: choose from {', '.join(known)}; "
+            "`constant(hyperparams=[…])` steers any other"
+        )
+    for name, value in values.items():
+        _check_value(name, value)
+
+    def change(label: str, state: ControlState) -> ControlState:
+        state = state.with_arrays()
+        new = {
+            name: _replaced(old, values.get(_full_name(label, name)))
+            for name, old in state.hyperparams.items()
+        }
+        return state.with_hyperparams(new)
+
+    return replace_control_states(opt_state, change)
+
+
+class Graft(NamedTuple):
+    """What `graft` made.
+
+    Attributes:
+        state: the target's structure, with the saved leaves that fit.
+        missing: paths of the leaves kept from the target, and why where shape or dtype differ.
+        unused: paths of the saved leaves that found no place.
+    """
+
+    state: Any
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def graft(target: Any, saved: Any) -> Graft:
+    """Put the leaves of a saved state into a fresh one, matched by path.
+
+    For a state that was saved before a field existed, or without its structure: Orbax restores
+    NamedTuples as dicts where no target is given.
+
+    Args:
+        target: a state from `init`, whose leaves stay where the saved state has none that fits.
+        saved: any pytree of arrays with the same names: nested dicts, lists and NamedTuples.
+
+    Returns:
+        A `Graft`: the state, and the paths that were missing or left over. Leaves are placed like
+        the target's, on the same devices.
+
+    Raises:
+        ValueError: no leaf fits at all.
+
+    Example:
+        >>> fresh = {"a": jnp.zeros(2), "b": jnp.ones(1)}
+        >>> grafted = optax_meta.graft(fresh, {"a": jnp.ones(2)})
+        >>> grafted.missing
+        ('b',)
+    """
+    found = {_path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(saved)}
+    unused, missing, leaves = set(found), [], []
+    flat, structure = jax.tree.flatten_with_path(target)
+    for path, leaf in flat:
+        name, here = _path_name(path), _type(leaf)
+        there = _type(found[name]) if name in found else None
+        if there == here:
+            unused.discard(name)
+            leaves.append(jax.device_put(found[name], getattr(leaf, "sharding", None)))
+        else:
+            missing.append(f"{name}: {there}, not {here}" if there else name)
+            leaves.append(leaf)
+    if flat and len(missing) == len(flat):
+        raise ValueError(
+            f"nothing in the saved state fits: it has {sorted(found)[:5]}, the target "
+            f"{missing[:5]}; pass the part of the checkpoint that holds this state"
+        )
+    return Graft(structure.unflatten(leaves), tuple(missing), tuple(sorted(unused)))
+
+
+def find_control_states(opt_state: Any) -> dict[str, ControlState]:
+    """Return every `ControlState` in a pytree, by the shortest label that tells them apart.
+
+    Args:
+        opt_state: any pytree, or an object with an `opt_state` such as `nnx.Optimizer`.
+
+    Returns:
+        States by label; the label of a single one is "".
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.constant())(0.1)
+        >>> list(optax_meta.state.find_control_states(tx.init(jnp.zeros(2))))
+        ['']
+    """
+    opt_state = getattr(opt_state, "opt_state", opt_state)
+    flat, _ = jax.tree.flatten_with_path(opt_state, is_leaf=_is_control_state)
+    found = [(path, state) for path, state in flat if _is_control_state(state)]
+    if not found:
+        raise ValueError(
+            "no controlled optimizer in this state: pass the state of a transformation made with "
+            "`optax_meta.control_hyperparams`, or one that contains it; under NNX the optimizer, "
+            "not its `nnx.state`"
+        )
+    names = [[jax.tree_util.keystr((key,), simple=True) for key in path] for path, _ in found]
+    shared = [set(level) for level in itertools.zip_longest(*names)]
+    labels = [
+        "/".join(k for k, keys in zip(n, shared, strict=False) if len(keys) > 1) for n in names
+    ]
+    return dict(zip(labels, (_read_variables(state) for _, state in found), strict=True))
+
+
+def replace_control_states(
+    opt_state: Any, change: Callable[[str, ControlState], ControlState]
+) -> Any:
+    """Return a pytree with each `ControlState` in it changed.
+
+    Args:
+        opt_state: any pytree with at least one; an `nnx.Optimizer` is a pytree, too.
+        change: (label, state) → state, labels as `find_control_states` has them.
+    """
+    leaves, structure = jax.tree.flatten(opt_state, is_leaf=_is_control_state)
+    positions = [i for i, leaf in enumerate(leaves) if _is_control_state(leaf)]
+    found = find_control_states([leaves[i] for i in positions])
+    labels = find_control_states(opt_state)
+    for i, label, state in zip(positions, labels, found.values(), strict=True):
+        new = change(label, state)
+        leaves[i] = jax.tree.map(_write_variable, leaves[i], new, is_leaf=_is_variable)
+    return structure.unflatten(leaves)
+
+
+def detach(tree: Any) -> Any:
+    """Return copies of arrays, which outlive a state that is donated to the next step.
+
+    Args:
+        tree: any pytree of arrays; traced ones are returned as they are.
+
+    >>> x = jnp.ones(2)
+    >>> detach(x).unsafe_buffer_pointer() == x.unsafe_buffer_pointer()
+    False
+    """
+    return jax.tree.map(lambda x: x if isinstance(x, Tracer) else jnp.array(x, copy=True), tree)
+
+
+def _full_name(label: str, name: str) -> str:
+    return f"{label}/{name}" if label else name
+
+
+def _check_value(name: str, value: Any) -> None:
+    is_traced = isinstance(value, Tracer)
+    is_scalar = jnp.shape(value) == () and not isinstance(value, (str, bool))
+    is_real = is_scalar and not jnp.iscomplexobj(value)
+    if not is_real or not (is_traced or math.isfinite(value)):
+        raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
+
+
+def _replaced(old: jax.Array, new: Any) -> jax.Array:
+    if new is None:
+        return old
+    value = jnp.asarray(new).astype(old.dtype)
+    return jnp.where(jnp.isfinite(value), value, old)
+
+
+def _is_control_state(x: object) -> bool:
+    return isinstance(x, ControlState)
+
+
+def _is_variable(x: object) -> bool:
+    from flax import nnx
+
+    return isinstance(x, nnx.Variable)
+
+
+def _read_variables(state: ControlState) -> ControlState:
+    """Unwrap the variables that `nnx.Optimizer` makes of every leaf."""
+    return jax.tree.map(lambda x: x[...] if _is_variable(x) else x, state, is_leaf=_is_variable)
+
+
+def _write_variable(x: Any, value: Any) -> Any:
+    return x.replace(value) if _is_variable(x) else value
+
+
+def _path_name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _type(leaf: Any) -> str:
+    return f"{np.shape(leaf)} {jnp.result_type(leaf)}"
