@@ -60,7 +60,8 @@ class Controller(NamedTuple):
             int32[] where a horizon is traced, `math.inf` for never, or a function of a step that
             returns the first one after it at which a decision is due, int32[].
         dense_steps: decides at each of that many first steps, whatever the interval, unless that
-            is `math.inf`; or a function of the step that returns whether it does, bool[].
+            is `math.inf` or a function; or a function of the step that returns whether it does,
+            bool[].
         bounds: smallest and largest value allowed, by name; a name left out is not bounded.
         action_labels: names of the actions of a policy, for tables; empty without one.
         features: names of what the policy sees; likewise.
@@ -121,7 +122,9 @@ class Controller(NamedTuple):
         interval = self.decision_interval
         if isinstance(interval, float) and interval == math.inf:
             return NEVER
-        due = interval(step) if callable(interval) else (step // interval + 1) * interval
+        if callable(interval):
+            return interval(step)
+        due = (step // interval + 1) * interval
         is_dense = self.is_dense(step + 1)
         if isinstance(is_dense, bool):
             return step + 1 if is_dense else due

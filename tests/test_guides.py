@@ -10,7 +10,6 @@ import pytest
 
 import optax_meta
 from optax_meta import actions, observations
-from optax_meta.guides import Guide
 
 SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
 

@@ -10,7 +10,6 @@ from conftest import make_metrics, run_values
 
 import optax_meta
 from optax_meta import control_hyperparams
-from optax_meta.guides import Guide
 
 TORCH = json.loads((Path(__file__).parent / "data" / "torch_plateau.json").read_text())
 

@@ -17,7 +17,6 @@ from jax.flatten_util import ravel_pytree
 
 import optax_meta
 from optax_meta import actions, cli, families, observations, tasks
-from optax_meta.guides import Guide
 from optax_meta.meta import runs as meta_runs
 from optax_meta.meta import training as meta_training
 
