@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import optax_meta
-from optax_meta import cli, tasks
+from optax_meta import arguments, tasks
 from optax_meta.meta import evaluation, runs
 
 PACKAGE = Path(optax_meta.__file__).parent
@@ -18,6 +18,7 @@ FLOORS = [
     {"controllers", "checkpoints"},
     {"meta"},
     {"reports"},
+    {"arguments"},
     {"cli"},
     {"__main__"},
 ]
@@ -76,9 +77,9 @@ def test_importing_needs_no_extra():
 
 
 def test_the_command_line_names_what_there_is():
-    assert tuple(tasks.TASKS) == cli.TASKS
-    assert tuple(evaluation.METHODS) == cli.METHODS
-    assert tuple(runs.RECIPES) == cli.RECIPES
+    assert tuple(tasks.TASKS) == arguments.TASKS
+    assert tuple(evaluation.METHODS) == arguments.METHODS
+    assert tuple(runs.RECIPES) == arguments.RECIPES
 
 
 def test_the_distribution_has_one_version():
