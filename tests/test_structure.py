@@ -11,7 +11,7 @@ from optax_meta.meta import evaluation, runs
 
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
-    {"metrics", "policy_gradient", "train_state"},
+    {"lazy", "metrics", "policy_gradient", "train_state"},
     {"base"},
     {"observations", "actions", "rewards", "transform", "guides"},
     {"policies", "recording", "writers"},
@@ -88,8 +88,17 @@ def test_the_distribution_has_one_version():
     assert version("optax-meta") == optax_meta.__version__
 
 
+def test_every_line_of_the_stub_is_a_public_name():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    names = {alias.asname for node in imports for alias in node.names}
+    assert names == {*dir(optax_meta)} - {"__version__"}
+    assert all(getattr(optax_meta, name) is not None for name in names)
+
+
 def test_modules_that_docstrings_name_are_found():
     names = "checkpoints", "meta.runs", "recording", "reports.page", "transform"
     code = f"import optax_meta; {', '.join(f'optax_meta.{name}' for name in names)}"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert not hasattr(optax_meta, "nothing")
+    for package in (optax_meta, optax_meta.meta, optax_meta.reports):
+        assert not hasattr(package, "nothing")
