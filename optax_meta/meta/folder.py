@@ -92,9 +92,11 @@ def write_policy(
     Returns:
         The file, `DIR/RECIPE.policy`.
     """
+    # A run may have been stopped and gone on: the log's last row counts what all its parts took.
     *_, last = (folder / "log.jsonl").read_text().splitlines()
     cost = {k: v for k, v in json.loads(last).items() if k.startswith("inner_steps")}
     recipe = settings["recipe"]
+    # With the defaults spelt out, since those of a later version may differ.
     flags = {"recipe": recipe, "updates": updates, **settings, "devices": devices}
     notes = {
         "command": " ".join(["optax-meta meta-train", *(f"--{k} {v}" for k, v in flags.items())]),

@@ -49,6 +49,7 @@ def wandb(run: _Run | None = None, *, labels: Sequence[str] = (), prefix: str = 
         )
 
     def send(rows: Sequence[Row]) -> None:
+        # A call a step: wandb has no other way, and merges what comes at the same step.
         for row in rows:
             active.log(dict(scalars(row, labels, prefix)), step=row["step"])
 
