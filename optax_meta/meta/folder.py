@@ -49,7 +49,9 @@ def claim(folder: Path, settings: Settings, *, write: bool) -> None:
             partial.write_text(json.dumps(settings) + "\n")
             partial.replace(path)
         except OSError as error:
-            raise ValueError(f"cannot write to `{folder}`: {error.strerror}") from error
+            raise ValueError(
+                f"cannot write to `{folder}`: {error.strerror}; choose another --out"
+            ) from error
 
 
 def _check_same(path: Path, settings: Settings) -> None:
