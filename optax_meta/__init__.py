@@ -7,36 +7,25 @@ The public names stand in `__init__.pyi`. They are imported on first use, so tha
 answers before JAX is loaded.
 """
 
-import ast
+import re
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from optax_meta.lazy import submodule
+
 __version__ = "0.1.0"
 
-_HOME = {
-    alias.name: node.module
-    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
-    if isinstance(node, ast.ImportFrom) and node.module
-    for alias in node.names
-}
+# Where each public name is from. The stub, which type checkers read, is the only list of them.
+_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_HOMES = {name: home for home, name in re.findall(r"(?m)^from (\S+) import \w+ as (\w+)$", _STUB)}
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = _HOME.get(name, __name__)
-    home = vars(import_module(module))
-    if module != __name__ and name in home:
-        value = home[name]
-    elif find_spec(module).submodule_search_locations and find_spec(f"{module}.{name}"):
-        value = import_module(f"{module}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    home = _HOMES.get(name, __name__)
+    # What is from here is a module, as are those that no stub lists, such as `checkpoints`.
+    return submodule(home, name) if home == __name__ else getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOME, "__version__"])
+    return sorted([*_HOMES, "__version__"])

@@ -23,7 +23,7 @@ class Decision(NamedTuple):
         entropy: of the policy at this decision, in nats, float32[].
         reward: earned by the decision *before* this one, float32[]; 0 if there was none.
         probabilities: π(·|observation), float32[num_actions].
-        observation: what the policy saw, float32[features].
+        observation: what the policy decided by, float32[features].
 
     Example:
         >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.reinforce())(1e-3)
@@ -65,6 +65,7 @@ class DecisionState(NamedTuple):
     @classmethod
     def empty(cls, num_features: int, num_actions: int) -> "DecisionState":
         """Return the state before the first decision."""
+        # The action of -1 is how a later reader knows that there was none.
         summary = jnp.zeros(4 + num_features, jnp.float32).at[0].set(-1.0)
         return cls(summary, jnp.zeros(num_actions, jnp.float32))
 
@@ -72,6 +73,7 @@ class DecisionState(NamedTuple):
     def pack(cls, decision: Decision) -> "DecisionState":
         """Pack a decision."""
         *scalars, probabilities, observation = decision
+        # An action's index is exact in float32; a leaf of its own would cost time at every step.
         head = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars])
         return cls(jnp.concatenate([head, observation]), probabilities)
 
@@ -138,7 +140,7 @@ class Record(NamedTuple):
 
 
 Row = dict[str, Any]
-"""One step as JSON values, by name."""
+"""One step as JSON values, by name: of which type depends on the name."""
 
 COLUMNS = ("seed", "loss", "action_label", *Record._fields, *Decision._fields)
 """Names in a row; whatever else it holds is a hyperparameter."""
@@ -245,6 +247,7 @@ def flatten(records: Record, labels: Sequence[str] = ()) -> list[Row]:
         0.5
     """
     records = _fetch(records)
+    # Whole columns become lists at once: row by row it takes ten times as long.
     batch = np.shape(records.step)
     if len(batch) > 2:
         raise ValueError(f"`records` may have leading axes [T] or [S, T], got {list(batch)}")
@@ -269,13 +272,14 @@ def _row(state: ControlState) -> Record:
         grad_norm=last.grad_norm,
         alignment=last.alignment,
         hyperparams=dict(state.hyperparams),
+        # A decision begins a new window of measurements; so does the start, which decides nothing.
         decided=(statistics.window.num_steps == 0) & (state.step > 0),
         num_nonfinite=statistics.total_nonfinite.astype(jnp.int32),
         decision=find_decision(state.controller_state),
     )
 
 
-def _fetch(records: Any) -> Record:
+def _fetch(records: object) -> Record:
     """Bring rows from the device, all at once."""
     if not isinstance(records, Record):
         raise ValueError(
@@ -288,12 +292,16 @@ def _fetch(records: Any) -> Record:
 
 
 def _lists(x: np.ndarray) -> list[Any]:
+    """Return nested lists with None for nan and inf."""
+    # None fits only into an array of objects, a copy that most columns can do without.
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         return np.where(np.isfinite(x), x, np.array(None)).tolist()
     return x.tolist()
 
 
-def _add_decisions(flat: list[Row], decision: Any, num_axes: int, labels: Sequence[str]) -> None:
+def _add_decisions(
+    flat: list[Row], decision: Decision, num_axes: int, labels: Sequence[str]
+) -> None:
     """Add the decision's details to the rows that took one."""
     num_actions = decision.probabilities.shape[-1]
     if labels and len(labels) != num_actions:

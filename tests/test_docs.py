@@ -41,14 +41,14 @@ SHAPE = re.compile(r"\b(float|int|uint|bool)(32|64)?\[")
 
 
 def defined_in(namespace):
-    """Return the public functions and classes that a module defines, by their full names."""
+    """Return the public functions and classes that a module or its files define, by full names."""
     module = getattr(optax_meta, namespace)
     return [
         f"{namespace}.{name}"
         for name, value in vars(module).items()
         if not name.startswith("_")
         and (inspect.isfunction(value) or inspect.isclass(value))
-        and value.__module__ == module.__name__
+        and f"{value.__module__}.".startswith(f"{module.__name__}.")
     ]
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optax_meta
-from optax_meta import cli, tasks
+from optax_meta import arguments, cli, tasks
 from optax_meta.meta import evaluation
 from optax_meta.reports import page as reports
 
@@ -21,7 +21,7 @@ def comparison():
 
 
 def test_every_method_ran_every_seed(comparison):
-    assert tuple(comparison.methods) == cli.METHODS
+    assert tuple(comparison.methods) == arguments.METHODS
     for result in comparison.methods.values():
         assert result.losses.shape == (3, 40)
         assert result.records.value.shape == (3, 40)
@@ -117,7 +117,7 @@ def test_bad_input(arguments, message):
 
 def test_report_holds_everything(comparison, tmp_path):
     page = reports.write_report(comparison, tmp_path / "new").read_text()
-    for name in cli.METHODS:
+    for name in arguments.METHODS:
         assert name in page
     assert page.count("<img") == 5
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -19,6 +19,7 @@ import optax_meta
 from optax_meta import actions, cli, families, observations, tasks
 from optax_meta.meta import runs as meta_runs
 from optax_meta.meta import training as meta_training
+from optax_meta.meta.folder import claim
 
 SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
 
@@ -400,10 +401,10 @@ def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_lost(learner):
 
 def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
     settings = {"recipe": "any-lr-v1", "learner": "reinforce", "groups": 16, "rollouts": 8}
-    cli._same_run(tmp_path, {**settings, "seed": 0}, write=False)
+    claim(tmp_path, {**settings, "seed": 0}, write=False)
     assert not list(tmp_path.iterdir())
     for _ in range(2):
-        cli._same_run(tmp_path, {**settings, "seed": 0}, write=True)
+        claim(tmp_path, {**settings, "seed": 0}, write=True)
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     assert cli.main(["meta-train", "--groups", "2", "--out", str(tmp_path)]) == 2
     assert "holds a run with --groups 16: go on" in capsys.readouterr().err

@@ -6,18 +6,19 @@ import sys
 from pathlib import Path
 
 import optax_meta
-from optax_meta import cli, tasks
+from optax_meta import arguments, tasks
 from optax_meta.meta import evaluation, runs
 
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
-    {"metrics", "policy_gradient", "train_state"},
+    {"lazy", "metrics", "policy_gradient", "train_state"},
     {"base"},
     {"observations", "actions", "rewards", "transform", "guides"},
     {"policies", "recording", "writers"},
     {"controllers", "checkpoints"},
     {"meta"},
     {"reports"},
+    {"arguments"},
     {"cli"},
     {"__main__"},
 ]
@@ -76,9 +77,9 @@ def test_importing_needs_no_extra():
 
 
 def test_the_command_line_names_what_there_is():
-    assert tuple(tasks.TASKS) == cli.TASKS
-    assert tuple(evaluation.METHODS) == cli.METHODS
-    assert tuple(runs.RECIPES) == cli.RECIPES
+    assert tuple(tasks.TASKS) == arguments.TASKS
+    assert tuple(evaluation.METHODS) == arguments.METHODS
+    assert tuple(runs.RECIPES) == arguments.RECIPES
 
 
 def test_the_distribution_has_one_version():
@@ -87,8 +88,17 @@ def test_the_distribution_has_one_version():
     assert version("optax-meta") == optax_meta.__version__
 
 
+def test_every_line_of_the_stub_is_a_public_name():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    names = {alias.asname for node in imports for alias in node.names}
+    assert names == {*dir(optax_meta)} - {"__version__"}
+    assert all(getattr(optax_meta, name) is not None for name in names)
+
+
 def test_modules_that_docstrings_name_are_found():
     names = "checkpoints", "meta.runs", "recording", "reports.page", "transform"
     code = f"import optax_meta; {', '.join(f'optax_meta.{name}' for name in names)}"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert not hasattr(optax_meta, "nothing")
+    for package in (optax_meta, optax_meta.meta, optax_meta.reports):
+        assert not hasattr(package, "nothing")

@@ -1,11 +1,7 @@
 """Learning and judging over many runs: one concept a file."""
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
+from functools import partial
 
+from optax_meta.lazy import submodule
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.{name}")
+__getattr__ = partial(submodule, __name__)

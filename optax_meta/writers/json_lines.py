@@ -1,0 +1,130 @@
+"""Rows as lines of JSON, in a file that a run can go on with."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from optax_meta.recording import Row
+from optax_meta.writers.writer import Writer
+
+
+def jsonl(
+    path: str | os.PathLike[str], *, labels: Sequence[str] = (), counter: str = "step"
+) -> Writer:
+    """Write rows as JSON lines, the file that `optax-meta report DIR` makes a page of.
+
+    Where the file exists, it goes on: rows at or after the first new step are replaced, so that a
+    run that goes on from an earlier checkpoint leaves each step once, and one that starts anew
+    starts the file anew. A run that is killed leaves at most its last line cut off, which readers
+    ignore.
+
+    Args:
+        path: the file, `*.jsonl`; folders are made where there are none.
+        labels: names of the actions, `controller.action_labels`, for `action_label`.
+        counter: the column that counts.
+
+    Returns:
+        A `Writer`.
+
+    Raises:
+        ValueError: `path` is a folder or has another ending; from the first row, if the file holds
+            something else.
+
+    Example:
+        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.constant())(0.5)
+        >>> row = optax_meta.record(tx.init(jnp.zeros(2)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with optax_meta.writers.jsonl(f"{folder}/steps.jsonl") as writer:
+        ...         writer.write(row)
+        ...     assert optax_meta.writers.read_rows(f"{folder}/steps.jsonl")[0]["step"] == 0
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl" or path.is_dir():
+        raise ValueError(f"`path` must be a file such as `run/steps.jsonl`, got `{path}`")
+    return Writer((_JsonLines(path, counter), labels))
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Return the rows of a file of JSON lines.
+
+    Args:
+        path: of the file, finished, being written, or left by a run that was killed: a last line
+            that is cut off is ignored.
+
+    Returns:
+        Its rows, at least one.
+
+    Raises:
+        ValueError: it holds no complete row, or another line is not JSON.
+
+    Example:
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        ...     _ = file.write('{"step": 1}' + chr(10) + '{"st')
+        ...     file.flush()
+        ...     optax_meta.writers.read_rows(file.name)
+        [{'step': 1}]
+    """
+    rows: list[Row] = []
+    # Not `splitlines`, which also breaks at characters that a JSON string may hold, as U+2028.
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"line {number} of `{path}` is not JSON: remove it") from error
+        if row is not None:
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"`{path}` holds no complete row yet: read it again later")
+    return rows
+
+
+class _JsonLines:
+    """A file in which no step stands twice."""
+
+    def __init__(self, path: Path, counter: str) -> None:
+        self.path, self.counter = path, counter
+        self.file: BinaryIO | None = None
+        # What a file holds already is not known: ∞ makes the first row look for its place in it.
+        self.last = math.inf
+
+    def put(self, rows: Sequence[Row]) -> None:
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # In append mode every write lands at the end, wherever the reading below has stopped.
+            self.file, self.last = self.path.open("a+b"), math.inf
+        if rows[0][self.counter] <= self.last:
+            self.file.truncate(self._end_before(self.file, rows[0][self.counter]))
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        self.file.write(text.encode())
+        # A page may be made of the file while the run goes on.
+        self.file.flush()
+        self.last = rows[-1][self.counter]
+
+    def close(self, *, stopped: bool) -> None:  # noqa: ARG002 - only the live line asks
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def _end_before(self, file: BinaryIO, step: int) -> int:
+        """Return where the first row at or after `step` begins, or a last line that is cut off."""
+        end = 0
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                if json.loads(line)[self.counter] >= step:
+                    break
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"line {number} of `{self.path}` is no row with `{self.counter}`, and the file "
+                    "is left as it is: write to another one"
+                ) from error
+            end += len(line)
+        return end
