@@ -103,7 +103,7 @@ def _bind(
         forgotten = {
             name: value
             for name, value in controller.default_start.items()
-            if name in signature.parameters and name not in given
+            if name not in given and _is_required(signature, name)
         }
         bound = signature.bind(*args, **{**forgotten, **kwargs})
     except TypeError as error:
@@ -113,6 +113,11 @@ def _bind(
         raise TypeError(f"`{_name(factory)}`: {what}; its arguments are {names}") from None
     bound.apply_defaults()
     return bound
+
+
+def _is_required(signature: inspect.Signature, name: str) -> bool:
+    parameter = signature.parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _start(factory: Factory, controller: Controller, values: Mapping[str, Any], name: str) -> Any:

@@ -6,12 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import optax_meta
 
 ANY_LR = optax_meta.load_policy("any-lr-v1")
 STEPS = 24
+WRAPPERS = {
+    "annealed": functools.partial(optax_meta.annealed, total_steps=STEPS),
+    "calibrated": optax_meta.calibrated,
+    "trust_region": functools.partial(optax_meta.trust_region, max_growth=3.0),
+}
 CONTROLLERS = {
     "constant": optax_meta.constant,
     "plateau": lambda: optax_meta.plateau(factor=0.5, patience=1),
@@ -23,6 +29,9 @@ CONTROLLERS = {
         optax_meta.init_policy(jax.random.key(1)), decision_interval=2
     ),
     "any_lr": lambda: optax_meta.learned(ANY_LR, total_steps=STEPS),
+    "wrapped": lambda: optax_meta.trust_region(
+        optax_meta.annealed(optax_meta.hypergradient(), total_steps=STEPS)
+    ),
     "join": lambda: optax_meta.join(
         [optax_meta.warmup(5), optax_meta.hypergradient(), optax_meta.plateau(patience=1)], [5, 15]
     ),
@@ -104,6 +113,37 @@ def test_eager_jitted_and_scanned_runs_agree(name):
     assert traces == 1
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_wrapper_goes_around_every_controller(name, wrapper, tmp_path):
+    """All at once: jit, scan, vmap, MultiSteps, bfloat16, donation, Orbax, and a single trace."""
+    controller = WRAPPERS[wrapper](CONTROLLERS[name]())
+    traces = 0
+
+    def half(rate, carry, keys):
+        nonlocal traces
+        traces += 1
+        tx = optax.MultiSteps(make(controller, rate), 2).gradient_transformation()
+        return jax.lax.scan(lambda c, key: (make_step(tx)(c, key)[0], None), carry, keys)[0]
+
+    def start(rate):
+        params = problem(jnp.bfloat16)
+        return params, optax.MultiSteps(make(controller, rate), 2).init(params)
+
+    rates = jnp.array([1e-2, 1e-7])
+    run = jax.jit(jax.vmap(half, (0, 0, None)), donate_argnums=1)
+    keys = jax.random.split(jax.random.key(0), STEPS)
+    middle = run(rates, jax.vmap(start)(rates), keys[: STEPS // 2])
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "saved", middle)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "saved", jax.vmap(start)(rates))
+    end = run(rates, middle, keys[STEPS // 2 :])
+    jax.tree.map(np.testing.assert_array_equal, run(rates, restored, keys[STEPS // 2 :]), end)
+    assert traces == 1
+    assert {leaf.dtype for leaf in jax.tree.leaves(end[0])} == {jnp.dtype(jnp.bfloat16)}
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(end[0]))
+
+
 def test_vmap_over_starting_rates(name):
     rates = jnp.array([1e-2, 1e-7])  # any_lr forgets those above 1e-6
     run = jax.vmap(lambda rate: scan(make(CONTROLLERS[name](), rate), problem())[1].value)
@@ -183,6 +223,55 @@ def test_optax_tree_tools_find_what_they_look_for(controller):
     np.testing.assert_allclose(optax_meta.hyperparams(changed)["learning_rate"], 0.5)
     mapped = optax.tree_map_params(tx, lambda x: x + 1.0, state)
     assert_close(optax.tree.get(mapped, "mu"), jax.tree.map(jnp.ones_like, problem()))
+
+
+def test_under_strict_dtype_promotion(controller):
+    tx = make(controller)
+    with jax.numpy_dtype_promotion("strict"):
+        update = jax.jit(lambda p, s: tx.update(p, s, p, value=jnp.float32(1.0)))
+        updates, state = update(problem(), tx.init(problem()))
+        update(problem(), state)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
+
+
+def test_nothing_in_the_state_is_infinite(controller):
+    tx = make(controller)
+    with jax.debug_infs(True), jax.debug_nans(True):
+        state = tx.init(problem())
+        for _ in range(2):
+            _, state = tx.update(problem(), state, problem(), value=1.0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def test_a_typed_key_among_the_parameters_is_left_alone(controller):
+    def factory(learning_rate, weight_decay=1e-4):
+        return optax.masked(
+            optax.adamw(learning_rate, weight_decay=weight_decay), {"w": True, "key": False}
+        )
+
+    tx = optax_meta.control_hyperparams(factory, controller)(learning_rate=1e-2)
+    params = {"w": jnp.ones(3), "key": jax.random.key(0)}
+    updates, _ = tx.update(params, tx.init(params), params, value=1.0)
+    assert updates["key"] == params["key"]
+    assert np.all(np.isfinite(updates["w"]))
+
+
+def test_set_by_hand(controller):
+    tx = make(controller)
+    state = tx.init(problem())
+    update = jax.jit(lambda p, s: tx.update(p, s, p, value=1.0)[1])
+    state = update(problem(), state)
+    by_hand = optax_meta.set_hyperparams(state, learning_rate=0.25)
+    traced = jax.jit(lambda s, x: optax_meta.set_hyperparams(s, learning_rate=x))(state, 0.25)
+    plain = optax.tree.set(state, learning_rate=0.25)
+    for new in (by_hand, traced, plain):
+        assert float(optax_meta.hyperparams(new)["learning_rate"]) == 0.25
+        _, after = tx.update(problem(), new, problem(), value=1.0)
+        judged = optax_meta.decide(controller, new, value=1.0)
+        for other in (after, judged):
+            jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), state, other)
+            low, high = controller.bounds.get("learning_rate", (0.0, np.inf))
+            assert low <= optax_meta.hyperparams(other)["learning_rate"] <= high
 
 
 def test_record_holds_one_row_a_step(name):

@@ -108,9 +108,14 @@ def test_plateau_sees_improvement_below_zero():
     np.testing.assert_allclose(got, 0.1)
 
 
-def test_plateau_counts_non_finite_losses_as_no_improvement():
-    got = rates(optax_meta.plateau(factor=0.5, patience=1), [1.0, np.nan, -np.inf, 0.5])
-    np.testing.assert_allclose(got, [0.1, 0.1, 0.05, 0.05], rtol=1e-6)
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
+def test_a_step_that_did_not_happen_is_no_evidence_for_plateau(lost):
+    got = rates(optax_meta.plateau(factor=0.5, patience=1, cooldown=1), [lost] * 40 + [1.0] * 3)
+    np.testing.assert_allclose(got, [0.1] * 42 + [0.05], rtol=1e-6)
+    # Neither as a bad epoch nor as one of the cooldown.
+    values = [1.0, 1.0, lost, 1.0, lost, 1.0, 1.0, lost, 1.0]
+    got = rates(optax_meta.plateau(factor=0.5, patience=1, cooldown=1), values)
+    np.testing.assert_allclose(got, [0.1] * 3 + [0.05] * 5 + [0.025], rtol=1e-6)
 
 
 def test_plateau_with_an_interval_judges_means():
@@ -158,7 +163,7 @@ def test_warmup_plateau_ignores_losses_of_the_warmup():
 
 
 def test_a_stage_may_have_a_traced_horizon():
-    policy = optax_meta.init_policy(jax.random.key(0), guide=Guide(num_decisions=10))
+    policy = optax_meta.init_policy(jax.random.key(0), num_decisions=10)
 
     @jax.jit
     def decided(total_steps):
@@ -170,7 +175,7 @@ def test_a_stage_may_have_a_traced_horizon():
 
 
 def test_join_steers_what_any_stage_steers():
-    both = optax_meta.join([optax_meta.warmup(2), optax_meta.reinforce()], [5])
+    both = optax_meta.join([optax_meta.warmup(2), optax_meta.reinforce(wrappers={})], [5])
     assert both.hyperparams == ("learning_rate", "weight_decay")
     assert both.action_labels == optax_meta.reinforce().action_labels
     rows, _, _ = run_values(control_hyperparams(optax.adamw, both)(0.1), [1.0] * 8)
@@ -178,8 +183,9 @@ def test_join_steers_what_any_stage_steers():
 
 
 def test_each_stage_decides_as_often_as_alone():
-    guide = optax_meta.guides.Guide(dense_steps=3, max_growth=2.0)
-    policy = optax_meta.init_policy(jax.random.key(0), guide=guide)
+    policy = optax_meta.init_policy(
+        jax.random.key(0), wrappers={"trust_region": {"max_growth": 2.0}}, dense_steps=3
+    )
     late = optax_meta.join([optax_meta.warmup(4), optax_meta.learned(policy)], [7])
     rows, _, _ = run_values(control_hyperparams(optax.adamw, late)(0.1), [1.0] * 40)
     assert late.max_growth == 2.0
@@ -191,7 +197,7 @@ def test_each_stage_decides_as_often_as_alone():
 
 @pytest.mark.parametrize("boundary", [4, 7])
 def test_an_interval_for_all_stages_leaves_each_its_first_decisions(boundary):
-    policy = optax_meta.init_policy(jax.random.key(0), guide=optax_meta.guides.Guide(dense_steps=3))
+    policy = optax_meta.init_policy(jax.random.key(0), dense_steps=3)
     late = optax_meta.join([optax_meta.warmup(4), optax_meta.learned(policy)], [boundary])
     tx = control_hyperparams(optax.adamw, late, decision_interval=10)(0.1)
     rows, _, _ = run_values(tx, [1.0] * 30)
@@ -282,3 +288,32 @@ def test_constant_needs_no_loss():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_where_a_join_has_left_a_policy_no_row_repeats_its_action():
+    space = optax_meta.actions.learning_rate()
+    policy = optax_meta.init_policy(jax.random.key(0), action_space=space)
+    stages = [optax_meta.learned(policy, decision_interval=1), optax_meta.constant()]
+    joined = optax_meta.join(stages, [3])
+    rows, _, _ = run_values(control_hyperparams(optax.sgd, joined)(0.1), [1.0] * 6)
+    np.testing.assert_array_equal(rows.decision.action, [1, 1, 1, -1, -1, -1])
+    assert not np.any(rows.decision.probabilities[3:])
+    flat = optax_meta.recording.flatten(rows, joined.action_labels)
+    assert ["action" in row for row in flat] == [True] * 3 + [False] * 3
+
+
+def test_of_several_policies_the_one_in_charge_is_recorded():
+    first, second = (
+        optax_meta.init_policy(jax.random.key(0), action_space=optax_meta.actions.learning_rate(f))
+        for f in ((0.5, 1.0, 2.0), (1.0, 2.0))
+    )
+    stages = [optax_meta.learned(p, decision_interval=1) for p in (first, second)]
+    joined = optax_meta.join(
+        [stages[0], optax_meta.join([optax_meta.warmup(1), stages[1]], [1])], [2]
+    )
+    rows, _, _ = run_values(control_hyperparams(optax.sgd, joined)(0.1), [1.0] * 5)
+    np.testing.assert_array_equal(rows.decision.action, [1, 1, -1, 3, 3])
+    assert [joined.action_labels[i] for i in (1, 3)] == ["stage 1: hold", "stage 2: hold"]
+    assert len(joined.features) == rows.decision.observation.shape[-1] == 16
+    flat = optax_meta.recording.flatten(rows, joined.action_labels)
+    assert [row.get("action_label") for row in flat][2:4] == [None, "stage 2: hold"]

@@ -88,3 +88,62 @@ def test_progress_without_a_horizon_still_grows(metrics):
 def test_short_history_is_refused():
     with pytest.raises(ValueError, match="`history` must be a whole number ≥ 2, got 1"):
         observations.classic(history=1)
+
+
+@pytest.mark.parametrize("transform", [lambda v: 1e3 * v, lambda v: v + 7.0, lambda v: 1e-3 * v])
+def test_scale_free_features_do_not_see_units_of_the_loss(metrics, transform):
+    encoder = observations.scale_free()
+    factor = transform(1.0) - transform(0.0)
+    seen = []
+    for told, unit in ((lambda v: v, 1.0), (transform, factor)):
+        state, rows = encoder.init(), []
+        for t, value in enumerate([3.0, 2.5, 2.75, 1.5, 1.25, 2.0]):
+            measured = metrics(
+                value=told(value),
+                value_change=0.5 * unit,
+                grad_norm=(1.0 + t) * unit,
+                update_norm=0.01,
+                param_norm=2.0,
+                alignment=0.3,
+                step=10 * t,
+                num_steps=10,
+            )
+            row, state = encoder.update(measured, state, {"learning_rate": jnp.float32(0.1)})
+            rows.append(row)
+        seen.append(np.stack(rows))
+    np.testing.assert_allclose(seen[0], seen[1], atol=2e-3)
+    assert np.unique(seen[0].round(3), axis=0).shape[0] == 6
+
+
+def test_a_slow_fall_is_seen_whatever_came_before(metrics):
+    """A first drop a thousand times larger must not hide that the loss still falls."""
+    encoder = observations.scale_free()
+    update = jax.jit(encoder.update)
+
+    def watch(slope):
+        state = encoder.init()
+        for t in range(500):
+            value = 1000.0 if t == 0 else 2.0 - slope * t
+            told = metrics(value=value, value_change=0.1, num_steps=50, step=50 * t)
+            row, state = update(told, state, {"learning_rate": jnp.float32(0.1)})
+        return dict(zip(encoder.features, np.asarray(row), strict=True))
+
+    falling, flat, rising = watch(0.01), watch(0.0), watch(-0.01)
+    names = ("steady_drop", "long_drop")
+    assert all(falling[n] > flat[n] + 0.4 and flat[n] > rising[n] + 0.2 for n in names)
+    assert abs(falling["relative_drop"] - flat["relative_drop"]) < 0.1
+    assert rising["rise"] > 0.7
+    assert falling["rise"] < 0.1
+
+
+@pytest.mark.parametrize("decay", [False, True])
+def test_scale_free_features_are_bounded_for_any_input(metrics, decay):
+    encoder = observations.scale_free(weight_decay=decay)
+    steered = {"learning_rate": jnp.float32(1e-12), "weight_decay": jnp.float32(0.0)}
+    bad = [0.0, 1e38, -1e38, 1e-40, np.inf, np.nan]
+    state = encoder.init()
+    for value in bad:
+        for norm in bad:
+            told = metrics(value=value, grad_norm=norm, update_norm=norm, value_change=value)
+            row, state = encoder.update(told, state, steered)
+            assert np.all(np.abs(row) <= 1.0)

@@ -24,7 +24,13 @@ def run(values=VALUES, **options):
 @functools.cache
 def cached_run(values, options):
     options = dict(options)
-    options = {"decision_interval": 1, "start": "uniform", "train_every": 3, **options}
+    options = {
+        "decision_interval": 1,
+        "start": "uniform",
+        "wrappers": {},
+        "train_every": 3,
+        **options,
+    }
     tx = control_hyperparams(optax.adamw, reinforce(**options))(1e-3)
     return run_values(tx, values)
 
@@ -302,3 +308,19 @@ def test_extracting_from_a_state_without_a_policy():
     state = control_hyperparams(optax.adamw, reinforce(policy))(1e-3).init(jnp.zeros(2))
     with pytest.raises(ValueError, match=r"got (\d+), \1: pass the state of one controller"):
         extract_policy(policy, (state, state))
+
+
+def test_nothing_is_earned_before_a_loss_is_known():
+    rows, _, _ = run([np.nan, 100.0, 99.0])
+    np.testing.assert_allclose(rows.decision.reward, [0.0, 0.0, 1.0])
+
+
+def test_the_classic_agent_is_one_call_away():
+    classic, default = reinforce(wrappers={}), reinforce(total_steps=100)
+    assert classic.default_start == {}
+    assert classic.dense_steps == 0
+    assert not classic.needs_alignment
+    assert default.default_start == {"learning_rate": 1e-3}
+    assert default.max_growth == 3.0
+    space = actions.joint(actions.scale("b1", (0.9, 1.0), bounds=(0.1, 0.99)))
+    assert reinforce(action_space=space).default_start == {}

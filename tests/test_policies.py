@@ -1,7 +1,6 @@
 import functools
 import io
 import json
-import math
 import re
 import zipfile
 
@@ -18,7 +17,6 @@ import optax_meta
 from optax_meta import (
     actions,
     checkpoints,
-    guides,
     init_policy,
     learned,
     load_policy,
@@ -104,7 +102,9 @@ def test_unreadable_and_unwritable_files(tmp_path):
         load_policy(tmp_path / "large")
     with pytest.raises(ValueError, match=r"cannot read the policy file .*: it is none that"):
         load_policy(tmp_path)
-    with pytest.raises(ValueError, match="`policy` must be a Policy, got PosixPath"):
+    with pytest.raises(
+        ValueError, match="`policy` must be a Policy, a name or a path, got PosixPath"
+    ):
         save_policy(tmp_path / "swapped", optax_meta.load_policy("any-lr-v1"))
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match=r"cannot read the policy file .*: it is none that"):
@@ -121,7 +121,8 @@ def test_another_network_is_not_saved(tmp_path):
 
 @functools.cache
 def saved_bytes(folder):
-    save_policy(init_policy(jax.random.key(0)), folder / "good.policy")
+    wrappers = {"calibrated": {"steps": 4}, "annealed": {"power": 2.0}, "trust_region": {}}
+    save_policy(init_policy(jax.random.key(0), wrappers=wrappers), folder / "good.policy")
     return (folder / "good.policy").read_bytes()
 
 
@@ -193,7 +194,7 @@ def test_a_hostile_card_is_refused(folder, data):
     good = saved_bytes(folder)
     card = card_of(good)
     places = [(card, key) for key in card if key != "jax_version"]
-    places += [(card[part], key) for part in ("encoder", "guide") for key in card[part]]
+    places += [(part, key) for part in (card["encoder"], *card["wrappers"]) for key in part]
     places += [(card["action_space"], "moves"), (card["action_space"]["moves"], 0)]
     places += [(card["action_space"]["moves"][0], key) for key in card["action_space"]["moves"][0]]
     inside, key = data.draw(st.sampled_from(places))
@@ -212,11 +213,13 @@ def test_a_card_without_a_key_is_refused(folder, key):
 @pytest.mark.parametrize(
     ("part", "changes"),
     [
-        ("guide", {"dense_steps": 10**30}),
-        ("guide", {"calibration_steps": 10**6 + 1}),
-        ("guide", {"num_decisions": True}),
-        ("guide", {"probe_rate": 10**400}),
-        ("guide", {"max_growth": 0.0}),
+        ("card", {"dense_steps": 10**30}),
+        ("card", {"num_decisions": True}),
+        ("card", {"wrappers": {"annealed": {}}}),
+        ("wrapper", {"steps": 10**6 + 1}),
+        ("wrapper", {"probe_rate": 10**400}),
+        ("wrapper", {"max_growth": 2.0}),
+        ("wrapper", {"name": "os.system"}),
         ("move", {"amounts": [-2.0, 1.0, 2.0]}),
         ("move", {"amounts": [0.5, 1.0, 1e300]}),
         ("move", {"kind": "set"}),
@@ -225,7 +228,8 @@ def test_a_card_without_a_key_is_refused(folder, key):
 def test_a_hostile_entry_is_refused(folder, part, changes):
     good = saved_bytes(folder)
     card = card_of(good)
-    {"guide": card["guide"], "move": card["action_space"]["moves"][0]}[part].update(changes)
+    parts = {"card": card, "wrapper": card["wrappers"][0], "move": card["action_space"]["moves"][0]}
+    parts[part].update(changes)
     assert refuse(folder / "hostile.policy", rewritten(good, card))
 
 
@@ -274,24 +278,25 @@ def test_a_policy_can_be_loaded_inside_a_trace():
 
 
 @pytest.mark.parametrize(
-    ("guide", "notes", "message"),
+    ("options", "notes", "message"),
     [
-        ({"dense_steps": 10**7}, {}, "the guide's `dense_steps` is above 1000000"),
+        ({"dense_steps": 10**7}, {}, "its `dense_steps` is above 1000000"),
+        ({"wrappers": {"annealed": {"power": -1.0}}}, {}, "`power` must be a number ≥ 0, got -1.0"),
         ({}, {"seeds": {1, 2}}, "its card cannot hold {1, 2}"),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, guide, notes, message):
-    policy = optax_meta.init_policy(jax.random.key(0), guide=guides.Guide(**guide))
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, options, notes, message):
+    policy = optax_meta.init_policy(jax.random.key(0), **options)
     with pytest.raises(ValueError, match=f"cannot be saved: {message}; nothing was written"):
         optax_meta.save_policy(policy, tmp_path / "mine.policy", notes=notes)
     assert not list(tmp_path.iterdir())
 
 
 def test_scalars_of_numpy_and_jax_are_saved_as_numbers(tmp_path):
-    guide = guides.Guide(calibration_steps=np.int64(4), target_ratio=np.float32(0.5))
-    policy = optax_meta.init_policy(jax.random.key(0), guide=guide)
+    wrappers = {"calibrated": {"steps": np.int64(4), "target_ratio": np.float32(0.5)}}
+    policy = optax_meta.init_policy(jax.random.key(0), wrappers=wrappers)
     optax_meta.save_policy(policy, tmp_path / "mine.policy", notes={"score": jnp.float32(0.5)})
-    assert optax_meta.load_policy(tmp_path / "mine.policy").guide == guide
+    assert optax_meta.load_policy(tmp_path / "mine.policy").wrappers == wrappers
     assert checkpoints.read_card(tmp_path / "mine.policy")["notes"]["score"] == 0.5
 
 
@@ -305,23 +310,12 @@ def test_the_scale_free_encoder_says_what_it_watches():
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=1.0)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_decisions": -4}, "`num_decisions` must be a whole number ≥ 0, got -4"),
-        ({"calibration_steps": 2.5}, "`calibration_steps` must be a whole number ≥ 0, got 2.5"),
-        ({"max_growth": 0.5}, "`max_growth` must be a number ≥ 1, got 0.5"),
-        ({"fall": -1.0}, "`fall` must be a number ≥ 0, got -1.0"),
-        ({"fall": math.nan}, "`fall` must be a number ≥ 0, got nan"),
-    ],
-)
-def test_a_bad_guide(changes, message):
-    guide = guides.Guide(**changes)
+@pytest.mark.parametrize("name", ["dense_steps", "num_decisions"])
+@pytest.mark.parametrize("count", [-4, 2.5])
+def test_a_bad_count_of_decisions(name, count):
+    message = f"`{name}` must be a whole number ≥ 0, got {count}"
     with pytest.raises(ValueError, match=message):
-        optax_meta.init_policy(jax.random.key(0), guide=guide)
-    policy = optax_meta.init_policy(jax.random.key(0))._replace(guide=guide)
-    with pytest.raises(ValueError, match=message):
-        optax_meta.learned(policy)
+        optax_meta.init_policy(jax.random.key(0), **{name: count})
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, np.int64(-1), np.uint64(2**40)])

@@ -66,7 +66,9 @@ def test_the_recipe_makes_a_policy_of_the_same_kind():
     for name in optax_meta.available_policies():
         shipped, trainer = optax_meta.load_policy(name), meta_runs.RECIPES[name]()
         made = trainer.policy(trainer.init(0))
-        assert made.guide == shipped.guide
+        assert made.wrappers == shipped.wrappers
+        assert (made.dense_steps, made.num_decisions) == (20, 100)
+        assert (shipped.dense_steps, shipped.num_decisions) == (20, 100)
         assert made.action_space == shipped.action_space
         assert made.encoder.features == shipped.encoder.features
         assert made.network == shipped.network

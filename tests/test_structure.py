@@ -12,8 +12,10 @@ from optax_meta.meta import evaluation, runs
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"lazy", "metrics", "policy_gradient", "train_state"},
-    {"base"},
-    {"observations", "actions", "rewards", "transform", "guides"},
+    {"base", "measuring"},
+    {"observations", "actions", "rewards", "guards", "injection", "state"},
+    {"deciding"},
+    {"transform"},
     {"policies", "recording", "writers"},
     {"controllers", "checkpoints"},
     {"meta"},

@@ -9,8 +9,7 @@ import pytest
 from conftest import run_values
 
 import optax_meta
-from optax_meta import Controller, control_hyperparams
-from optax_meta import metrics as metrics_lib
+from optax_meta import Controller, control_hyperparams, measuring
 
 SEEN = ("value", "cost", "grad_norm", "alignment", "num_steps", "num_nonfinite")
 
@@ -268,8 +267,8 @@ def test_what_decides_at_every_step_may_be_plain_python():
 
 def test_leaves_that_are_no_inexact_numbers_have_no_norm():
     tree = {"count": 3, "flag": True, "name": "w", "masked": optax.MaskedNode(), "w": 2.0}
-    assert metrics_lib.global_norm(tree) == 2.0
-    np.testing.assert_array_equal(metrics_lib.sample(tree), [2.0])
+    assert measuring.global_norm(tree) == 2.0
+    np.testing.assert_array_equal(measuring.sample(tree), [2.0])
 
 
 def test_window_without_a_finite_step_repeats_the_last_means():
@@ -534,9 +533,9 @@ def test_norms_of_a_sample_are_those_of_the_whole():
     params = {f"small{i}": 5.0 + jax.random.normal(key, (7,)) for i, key in enumerate(keys)}
     params["large"] = jax.random.normal(jax.random.key(1), (300, 1000))
     params["counts"] = jnp.ones(10**6, jnp.int32)
-    sampled = metrics_lib.sample(params)
+    sampled = measuring.sample(params)
     assert sampled.size < 6000
-    np.testing.assert_allclose(np.linalg.norm(sampled), metrics_lib.global_norm(params), rtol=0.05)
+    np.testing.assert_allclose(np.linalg.norm(sampled), measuring.global_norm(params), rtol=0.05)
 
 
 def test_an_error_of_the_controller_is_its_own():
@@ -554,3 +553,60 @@ def test_a_state_from_elsewhere():
         tx.update(PARAMS, optax.adamw(1e-3).init(PARAMS), PARAMS, value=1.0)
     with pytest.raises(ValueError, match="no controlled optimizer in this state"):
         optax_meta.hyperparams(optax.adamw(1e-3).init(PARAMS))
+
+
+def seen_by(tx_factory, losses, names):
+    """Return what a controller saw of these at each step."""
+
+    def see(metrics, state, hyperparams):
+        del state
+        return hyperparams, jnp.stack([getattr(metrics, name) for name in names])
+
+    seeing = Controller(lambda _: jnp.zeros(len(names)), see)
+    tx = control_hyperparams(tx_factory, seeing)(0.1)
+    state, found = tx.init(PARAMS), []
+    for loss in losses:
+        _, state = tx.update(PARAMS, state, PARAMS, value=loss)
+        found.append(np.asarray(state.controller_state))
+    return np.array(found)
+
+
+def test_a_loss_before_the_first_finite_one_is_no_change():
+    found = seen_by(optax.sgd, [np.nan, 100.0, 97.0], ("value", "value_change"))
+    np.testing.assert_allclose(found, [[0.0, 0.0], [100.0, 0.0], [97.0, 3.0]])
+
+
+def test_hyperparameters_in_use_are_among_the_metrics():
+    def see(metrics, state, hyperparams):
+        del state
+        return {"learning_rate": 0.5 * hyperparams["learning_rate"]}, (
+            metrics.hyperparams["learning_rate"]
+        )
+
+    own = Controller(lambda _: jnp.float32(0.0), see)
+    controller = optax_meta.annealed(own, total_steps=4)
+    tx = control_hyperparams(optax.sgd, controller)(1.0)
+    state, used = tx.init(PARAMS), []
+    for _ in range(4):
+        _, state = tx.update(PARAMS, state, PARAMS, value=1.0)
+        used.append(float(state.controller_state.controller_state))
+    np.testing.assert_allclose(used, [1.0, 0.5, 0.25 * 0.75, 0.125 * 0.5])
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda name: name, optax_meta.load_policy], ids=["name", "policy"]
+)
+@pytest.mark.parametrize("make", [optax_meta.learned, optax_meta.reinforce])
+def test_one_line_by_name_and_without_a_start(make, wrap):
+    controller = make(wrap("any-lr-v1"), total_steps=100)
+    tx = control_hyperparams(optax.adamw, controller)(weight_decay=0.1)
+    given = control_hyperparams(optax.adamw, controller)(1e-3, weight_decay=0.1)
+    first, second = (t.update(PARAMS, t.init(PARAMS), PARAMS, value=1.0)[0] for t in (tx, given))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_policy_by_its_path(tmp_path):
+    optax_meta.save_policy(optax_meta.load_policy("any-lr-v1"), tmp_path / "mine.policy")
+    assert optax_meta.learned(tmp_path / "mine.policy").num_decisions(100) > 0
+    with pytest.raises(ValueError, match="no such file; the package has"):
+        optax_meta.learned("any-lr-v0")

@@ -1,0 +1,529 @@
+"""The wrappers: around policies, which they were made for, and around any other controller."""
+
+import itertools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import run_values
+
+import optax_meta
+from optax_meta import actions, annealed, calibrated, observations, trust_region
+from optax_meta.controllers.wrapping import WRAPPERS, wrapped
+
+SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
+
+
+def policy(dense_steps=0, num_decisions=0, **wrappers):
+    return optax_meta.init_policy(
+        jax.random.key(0),
+        encoder=observations.scale_free(),
+        action_space=SPACE,
+        wrappers={name: wrappers[name] for name in WRAPPERS if name in wrappers},
+        dense_steps=dense_steps,
+        num_decisions=num_decisions,
+    )
+
+
+def calibrating(steps=8, **options):
+    return {"calibrated": {"steps": steps, "target_ratio": 1e-2, **options}}
+
+
+def raising(policy):
+    """Return a policy that always chooses the largest factor."""
+    head = {**policy.params["params"]["head"], "bias": jnp.array([0.0, 0.0, 9.0])}
+    return policy._replace(params={"params": {**policy.params["params"], "head": head}})
+
+
+def train(policy, start, steps=40, scale=1.0, total_steps=None, factory=optax.adam, unit=1.0):
+    """Fit a noisy quadratic, parameters in units of `scale` and the loss in units of `unit`.
+
+    Return the records, the norms of moves over those of parameters, and the parameters.
+    """
+    tx = optax_meta.control_hyperparams(
+        factory, optax_meta.learned(policy, total_steps=total_steps)
+    )(learning_rate=start)
+
+    def loss(x, key):
+        return unit * jnp.mean((x / scale - 1.0 - jax.random.normal(key, x.shape)) ** 2)
+
+    def step(carry, key):
+        x, state = carry
+        value, grads = jax.value_and_grad(loss)(x, key)
+        updates, state = tx.update(grads, state, x, value=value)
+        moved = optax.apply_updates(x, updates)
+        ratio = jnp.linalg.norm(moved - x) / jnp.linalg.norm(x)
+        return (moved, state), (optax_meta.record(state), ratio)
+
+    x = scale * jax.random.normal(jax.random.key(1), (20,))
+    keys = jax.random.split(jax.random.key(2), steps)
+    (x, _), out = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), keys))(x)
+    return (*out, x)
+
+
+@pytest.mark.parametrize(
+    ("factory", "scale"),
+    [
+        *itertools.product((optax.sgd, optax.adam, optax.lion), (1e-3, 1.0, 1e3)),
+        (optax.adam, 1e5),  # moves of the usual rate do not show
+    ],
+)
+def test_calibration_finds_the_rate_whatever_the_optimizer_and_the_units(factory, scale):
+    inside = policy(**calibrating())
+    _, ratio, _ = train(inside, 1e-3, steps=8, scale=scale, factory=factory)
+    assert 1e-2 / 3 < ratio[-1] < 3e-2
+    assert np.max(ratio[1:]) < 0.05
+
+
+@pytest.mark.parametrize(("steps", "unit"), [(2, 1.0), (16, 1.0), (4, 1e-6)])
+def test_an_optimizer_that_moves_now_and_then_is_calibrated(steps, unit):
+    def factory(learning_rate):
+        return optax.MultiSteps(optax.adam(learning_rate), steps).gradient_transformation()
+
+    inside = policy(**calibrating(), trust_region={"max_ratio": 0.05}, dense_steps=20)
+    rows, ratio, _ = train(
+        raising(inside), 10.0, factory=factory, total_steps=200, steps=200, unit=unit
+    )
+    # What an action does shows one move later.
+    assert np.max(ratio) < 0.11, np.max(ratio)
+    still = ratio == 0.0
+    assert ratio[~still][-1] > 1e-3
+    rate = rows.hyperparams["learning_rate"]
+    np.testing.assert_array_equal(np.flatnonzero(~still), np.arange(steps - 1, 200, steps))
+    # The bound sees a move one step later, and the window of a decision may hold no other.
+    raised = rate[2:] > rate[1:-1] * 1.01
+    assert not np.any(raised[:15] & still[1:16])
+
+
+def test_the_starting_rate_is_forgotten():
+    inside = policy(**calibrating(), dense_steps=10)
+    runs = [train(inside, start)[0].hyperparams["learning_rate"] for start in (1e-5, 1e-2, 10.0)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_a_start_below_the_probing_rate_is_left_behind():
+    low, _, _ = train(policy(**calibrating()), 1e-11)
+    high, _, _ = train(policy(**calibrating()), 1.0)
+    np.testing.assert_allclose(
+        low.hyperparams["learning_rate"][-1], high.hyperparams["learning_rate"][-1], rtol=0.5
+    )
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_a_held_rate_falls_to_the_end_and_stays_there(power):
+    inside = policy(annealed={"power": power}, num_decisions=20)
+    rows, _, _ = train(inside, 0.1, steps=60, total_steps=40)
+    expected = 0.1 * (1.0 - np.arange(0, 40, 2) / 40.0) ** power
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"][:40:2], expected, rtol=1e-4)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"][40:], expected[-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"annealed": {}},
+        {"annealed": {"power": 1.5}, "trust_region": {"max_ratio": 1e-2}},
+        {"trust_region": {}},
+        {},
+    ],
+)
+def test_after_the_end_nothing_changes_whatever_the_policy_says(options):
+    bold = raising(policy(num_decisions=20, **options))
+    rate = train(bold, 1e-6, steps=60, total_steps=40)[0].hyperparams["learning_rate"]
+    assert rate[38] > 1e3 * rate[0]
+    np.testing.assert_array_equal(rate[40:], rate[39])
+
+
+@pytest.mark.parametrize("size", [20, 40_000])
+def test_parameters_that_all_start_at_zero_count_as_a_tenth(size):
+    inside = policy(**calibrating())
+    tx = optax_meta.control_hyperparams(optax.adam, optax_meta.learned(inside))(1.0)
+    x, moved = jnp.zeros(size), []
+    state, update = tx.init(x), jax.jit(tx.update)
+    for _ in range(12):
+        updates, state = update(jnp.ones(size), state, x, value=1.0)
+        x = x + updates
+        moved.append(float(jnp.sqrt(jnp.mean(updates**2))))
+    assert 5e-4 < moved[-1] < 2e-3
+    assert max(moved) < 2e-3
+
+
+def test_without_a_horizon_a_held_rate_stays():
+    rows, _, _ = train(policy(annealed={}, num_decisions=20), 0.1)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], 0.1)
+
+
+def test_decisions_are_dense_first_and_then_evenly_spaced():
+    rows, _, _ = train(policy(dense_steps=5, num_decisions=10), 0.1, steps=40, total_steps=40)
+    due = [t < 5 or t % 4 == 0 for t in range(40)]
+    np.testing.assert_array_equal(rows.decided, due)
+
+
+def test_an_update_is_held_to_a_share_of_the_parameters():
+    bold = policy(trust_region={"max_ratio": 0.05}, dense_steps=40)
+    up = jnp.array([-9.0, -9.0, 9.0])  # always double
+    head = {**bold.params["params"]["head"], "bias": up}
+    bold = bold._replace(params={"params": {**bold.params["params"], "head": head}})
+    _, ratio, _ = train(bold, 1e-4)
+    assert 0.02 < np.max(ratio) < 0.11  # one step late, at twice the rate
+    unbound = bold._replace(wrappers={})
+    assert np.max(train(unbound, 1e-4)[1]) > 1.0
+
+
+@pytest.mark.parametrize("start", [1e-6, 10.0])
+def test_a_total_decay_forgets_the_starting_decay(start):
+    space = actions.factored(*SPACE.moves, actions.scale("weight_decay", bounds=(1e-12, 1e6)))
+    inside = optax_meta.init_policy(
+        jax.random.key(0),
+        encoder=observations.scale_free(weight_decay=True),
+        action_space=space,
+        wrappers={"calibrated": {"steps": 6, "target_ratio": 1e-3, "total_decay": 2.0}},
+        num_decisions=10,
+    )
+    factory = partial(optax.adamw, weight_decay=start)
+    rows, _, _ = train(inside, 0.1, steps=40, total_steps=40, factory=factory)
+    rate, decay = (np.asarray(rows.hyperparams[n]) for n in ("learning_rate", "weight_decay"))
+    # The horizon shows at the second step; at the first one decay takes 1e-3 at most.
+    np.testing.assert_allclose(decay[0], min(start, 1e-3 / rate[0]), rtol=1e-6)
+    np.testing.assert_allclose(rate[1:] * decay[1:] * 40.0, 2.0, rtol=1e-4)
+    blind, _, _ = train(inside, 0.1, factory=factory)
+    np.testing.assert_allclose(blind.hyperparams["weight_decay"], start, rtol=1e-6)
+
+
+def test_a_probe_is_small_beside_the_parameters_however_large_the_gradient():
+    inside = policy(**calibrating())
+    tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.learned(inside))(1.0)
+    params = jnp.ones(4)
+    updates, _ = tx.update(1e8 * params, tx.init(params), params, value=1.0)
+    np.testing.assert_allclose(updates, -1e-2 * params, rtol=1e-4)
+
+
+def test_calibration_lowers_the_rate_where_no_step_was_finite():
+    inside = policy(**calibrating())
+    tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.learned(inside))(1.0)
+    params, rates = jnp.ones(4), []
+    state = tx.init(params)
+    for value in (1.0, np.inf, np.inf, np.inf):
+        _, state = tx.update(params, state, params, value=value)
+        rates.append(float(optax_meta.hyperparams(state)["learning_rate"]))
+    np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "lost"), [(None, 1, 0.5), (None, 3, 0.5), (math.inf, 1, 0.1)]
+)
+def test_a_rate_that_moved_nothing_yet_is_not_judged(interval, steps, lost):
+    inside = policy(**calibrating(), trust_region={"max_ratio": 0.03})
+    controller = optax_meta.learned(inside, total_steps=20)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller, decision_interval=interval)(1e-4)
+    params = jnp.ones(4)
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(params, state, params, value=1.0)
+        params = optax.apply_updates(params, updates)
+    before = optax_meta.hyperparams(state)["learning_rate"]
+    for value, factor in ((1.0, 1.0), (2.0, 1.0), (math.nan, lost)):
+        told = optax_meta.decide(controller, state, value=value)
+        after = optax_meta.hyperparams(told)["learning_rate"]
+        np.testing.assert_allclose(after, factor * before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-9])
+def test_a_decision_from_outside_between_two_updates_raises_nothing(unit):
+    controller = optax_meta.learned(policy(**calibrating(), trust_region={"max_ratio": 0.05}))
+    tx = optax_meta.control_hyperparams(partial(optax.adam, eps=1e-30), controller)(1e-3)
+    params = jnp.linspace(1.0, 2.0, 4)
+    state = tx.init(params)
+    for _ in range(12):
+        updates, state = tx.update(unit * params, state, params, value=1.0)
+        assert jnp.linalg.norm(updates) < 0.02 * jnp.linalg.norm(params)
+        params = optax.apply_updates(params, updates)
+        state = optax_meta.decide(controller, state, value=1.0)
+
+
+def test_arguments_may_be_arrays_from_outside_of_a_trace():
+    total, seed = jnp.int32(100), np.array(3)
+
+    @jax.jit
+    def rate(x):
+        controller = optax_meta.learned(policy(), total_steps=total, seed=seed)
+        tx = optax_meta.control_hyperparams(optax.sgd, controller)(0.1)
+        return optax_meta.hyperparams(tx.update(x, tx.init(x), x, value=1.0)[1])["learning_rate"]
+
+    assert rate(jnp.ones(2)) > 0.0
+
+
+def test_decisions_from_outside_judge_a_rate_by_its_own_moves():
+    inside = raising(policy(**calibrating(50), trust_region={"max_ratio": 0.03}))
+    controller = optax_meta.learned(inside, decision_interval=math.inf)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-4)
+    params = jnp.linspace(1.0, 2.0, 4)
+    state, ratios = tx.init(params), []
+
+    @jax.jit
+    def train(params, state):
+        for _ in range(3):
+            updates, state = tx.update(params, state, params, value=jnp.sum(params**2))
+            params = optax.apply_updates(params, updates)
+            ratio = jnp.linalg.norm(updates) / jnp.linalg.norm(params)
+        return params, optax_meta.decide(controller, state, value=1.0), ratio
+
+    # Nothing is calibrated, not even before the first step.
+    state = optax_meta.decide(controller, state, value=1.0)
+    assert optax_meta.hyperparams(state)["learning_rate"] == np.float32(1e-4)
+    for _ in range(12):
+        params, state, ratio = train(params, state)
+        ratios.append(float(ratio))
+    np.testing.assert_allclose(ratios[:8], 1e-4 * 2.0 ** np.arange(8), rtol=0.03)
+    assert 0.02 < max(ratios) < 0.031
+
+
+def test_before_the_length_is_known_a_starting_decay_takes_little():
+    policy = optax_meta.load_policy("adamw-lr-wd-v1")
+    controller = optax_meta.learned(policy, total_steps=100)
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-3, weight_decay=1e6)
+    params = jnp.ones(4)
+    updates, _ = tx.update(jnp.zeros(4), tx.init(params), params, value=1.0)
+    assert np.all(np.abs(updates) < 0.03)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.0, 0.0), (0.9, 0.9)])
+def test_persistence_is_the_decay_of_the_momentum_where_gradients_are_noise(momentum, expected):
+    def see(metrics, state, hyperparams):
+        del state
+        return hyperparams, metrics.persistence
+
+    seeing = optax_meta.Controller(lambda _: jnp.float32(0.0), see, needs_alignment=True)
+    factory = partial(optax.sgd, momentum=momentum)
+    tx = optax_meta.control_hyperparams(factory, seeing, decision_interval=100)(1e-3)
+
+    def step(carry, key):
+        params, state = carry
+        grads = jax.random.normal(key, (500,))
+        updates, state = tx.update(grads, state, params, value=1.0)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = jnp.zeros(500), tx.init(jnp.zeros(500))
+    keys = jax.random.split(jax.random.key(0), 201)
+    (_, state), _ = jax.jit(lambda start: jax.lax.scan(step, start, keys))(start)
+    np.testing.assert_allclose(state.controller_state, expected, atol=0.03)
+
+
+def bounded_rate(metrics, **options):
+    """Return the value that a trust region leaves of a rate of 9, where 1 was used so far."""
+    asks = optax_meta.Controller(lambda _: (), lambda m, s, h: ({"learning_rate": 9.0}, s))
+    region = trust_region(asks, **options)
+    rate = {"learning_rate": jnp.float32(1.0)}
+    return region.update(metrics, region.init(rate), rate)[0]["learning_rate"]
+
+
+def test_the_share_that_a_move_may_take_grows_as_the_run_gets_shorter(metrics):
+    seen = partial(metrics, update_norm=0.5, param_norm=1.0, num_steps=1, step=10)
+    cases = (-1.0, 0.06), (0.01, 0.06), (0.04, 0.12), (0.0025, 0.03), (0.5, 0.06 * math.sqrt(10))
+    options = {"max_ratio": 0.03, "ratio_power": 0.5}
+    with jax.debug_nans(True):
+        for progress, largest in cases:
+            value = bounded_rate(seen(progress=progress), **options)
+            np.testing.assert_allclose(value, largest, rtol=1e-5)
+    value = bounded_rate(seen(progress=1e-6), **options, min_ratio=1e-2)
+    np.testing.assert_allclose(value, 0.02, rtol=1e-5)
+
+
+def test_moves_that_momentum_alone_carries_on_are_kept_shorter(metrics):
+    seen = partial(metrics, update_norm=0.1, param_norm=1.0, step=10)
+
+    def largest(**found):
+        return float(bounded_rate(seen(**found), max_ratio=0.05, persistence_power=0.5))
+
+    assert largest() == pytest.approx(0.5)
+    assert largest(persistence=0.8) == pytest.approx(0.5 / 3.0)
+    assert largest(persistence=-0.5) == pytest.approx(0.5)
+    assert largest(persistence=0.8, alignment=0.8) == pytest.approx(0.5)
+    assert largest(persistence=0.8, alignment=-0.5) == pytest.approx(0.5 / 3.0)
+    assert largest(persistence=1.0) == pytest.approx(0.5 / 39.0**0.5)
+
+
+@pytest.mark.parametrize(
+    ("num_nonfinite", "update_norm", "step", "expected"),
+    [
+        (9.0, 0.0, 50, 1.0),  # a single finite step: nothing shows that the rate is too low
+        (0.0, 0.0, 50, 9.0),  # ten that moved nothing do
+        (0.0, 0.5, 50, 1.0),  # an optimizer that accumulates: it moved before
+        (10.0, 0.0, 50, 0.5),  # nothing finite
+    ],
+)
+def test_where_no_move_was_seen_a_rate_is_raised_with_care(
+    metrics, num_nonfinite, update_norm, step, expected
+):
+    seen = metrics(
+        num_moves=0.0,
+        num_steps=10.0,
+        num_nonfinite=num_nonfinite,
+        update_norm=update_norm,
+        step=step,
+        grad_norm=1.0,
+        param_norm=1.0,
+    )
+    assert bounded_rate(seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("progress", "step", "raised"),
+    [
+        (0.5, 1000, True),
+        (0.7, 1400, False),  # 2000 steps: no longer than 1000, as far as this goes
+        (0.7, 175, True),  # 250 steps: up to 1.2 of the run
+        (0.9, 450, False),  # 500 steps: up to 0.85
+        (-1.0, 1400, True),
+    ],
+)
+def test_no_raise_late_in_a_run_of_known_length(metrics, progress, step, raised):
+    for wanted in (2.0, 0.5):
+        asks = optax_meta.Controller(
+            lambda _: (), lambda m, s, h, wanted=wanted: ({"learning_rate": wanted}, s)
+        )
+        falls = annealed(asks, last_raise=0.6, raise_power=0.5)
+        rate = {"learning_rate": jnp.float32(1.0)}
+        seen = metrics(progress=progress, step=step)
+        value = falls.update(seen, falls.init(rate), rate)[0]["learning_rate"]
+        left = 1.0 - max(progress, 0.0)
+        expected = left * (wanted if raised else min(wanted, 1.0))
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_asking_twice_changes_nothing_twice():
+    controller = annealed(optax_meta.constant(), total_steps=100)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller, decision_interval=10)(1.0)
+    state, x = tx.init(jnp.ones(2)), jnp.ones(2)
+    update = jax.jit(tx.update)
+    for _ in range(10):
+        for _ in range(10):
+            _, state = update(x, state, x, value=1.0)
+        state = optax_meta.decide(controller, state, value=1.0)
+        state = optax_meta.decide(controller, state, value=1.0)
+    np.testing.assert_allclose(optax_meta.hyperparams(state)["learning_rate"], 0.1, rtol=1e-5)
+
+
+def test_what_is_set_by_hand_is_gone_on_from():
+    def fall(rows, factor):
+        np.testing.assert_allclose(rows, factor * (1.0 - np.arange(20) / 20.0), rtol=1e-5)
+
+    for wrap in (lambda c: c, trust_region):
+        controller = wrap(annealed(optax_meta.constant(), total_steps=20))
+        tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-3)
+        state, x, rates = tx.init(jnp.ones(2)), jnp.ones(2), []
+        for t in range(20):
+            _, state = tx.update(x, state, x, value=1.0)
+            rates.append(float(optax_meta.hyperparams(state)["learning_rate"]))
+            if t == 9:
+                state = optax_meta.set_hyperparams(state, learning_rate=4.0 * rates[-1])
+        fall(np.array(rates) / np.where(np.arange(20) < 10, 1.0, 4.0), 1e-3)
+
+
+def test_a_rule_that_was_clipped_gets_its_value_back():
+    """A plateau rule cannot raise: pinned by one leap it would stay there for good."""
+    controller = trust_region(optax_meta.plateau(), max_ratio=0.01)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-3)
+    grads = jnp.array([1.0] * 10 + [1e4] * 2 + [1.0] * 30)
+    rows, _, _ = run_values(tx, jnp.linspace(2.0, 1.0, grads.size), grads)
+    rate = np.asarray(rows.hyperparams["learning_rate"])
+    assert rate.min() < 1e-5
+    np.testing.assert_allclose(rate[[0, 9, -1]], 1e-3, rtol=1e-6)
+
+
+def test_a_policy_that_was_clipped_goes_on_from_there():
+    bold = raising(policy(trust_region={"max_ratio": 0.01}, dense_steps=40))
+    rows, _, _ = train(bold, 1e-3, steps=40)
+    own = rows.hyperparams["learning_rate"]
+    lowered = bold._replace(params=jax.tree.map(lambda x: -x, bold.params))
+    assert own[-1] < 1.0
+    state = optax_meta.control_hyperparams(optax.sgd, optax_meta.learned(lowered))(0.5)
+    values = state.init(jnp.ones(3)).controller_state.values
+    np.testing.assert_array_equal(values, [0.5, 0.5])
+
+
+def test_wrappers_compose_around_anything():
+    controller = trust_region(annealed(optax_meta.hypergradient(), total_steps=40))
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-2)
+    rows, _, _ = run_values(tx, [1.0] * 50, grads=[1.0] * 50)
+    rate = np.asarray(rows.hyperparams["learning_rate"])
+    assert np.all(np.diff(rate[20:40]) < 0.0)
+    np.testing.assert_array_equal(rate[40:], rate[39])
+    bare = optax_meta.control_hyperparams(optax.sgd, optax_meta.hypergradient())(1e-2)
+    own = np.asarray(run_values(bare, [1.0] * 10)[0].hyperparams["learning_rate"])
+    np.testing.assert_allclose(rate[:3], own[:3] * (1.0 - np.arange(3) / 40.0), rtol=1e-3)
+
+
+def test_a_calibrated_rule_needs_no_start():
+    controller = calibrated(optax_meta.plateau(factor=0.5, patience=30), target_ratio=1e-2)
+    tx = optax_meta.control_hyperparams(optax.adam, controller)()
+    x = jnp.linspace(1.0, 2.0, 8)
+    state = tx.init(x)
+    for _ in range(10):
+        updates, state = tx.update(x, state, x, value=1.0)
+        x = optax.apply_updates(x, updates)
+    ratio = jnp.linalg.norm(updates) / jnp.linalg.norm(x)
+    np.testing.assert_allclose(ratio, 1e-2, rtol=0.1)
+
+
+def test_what_is_not_forgotten_cannot_be_left_out():
+    with pytest.raises(TypeError, match="missing a required argument: 'learning_rate'"):
+        optax_meta.control_hyperparams(optax.adamw, annealed(optax_meta.plateau()))()
+
+
+def test_wrappers_around_a_join_see_each_stage():
+    stages = optax_meta.join([optax_meta.warmup(4), optax_meta.constant()], [4])
+    controller = annealed(stages, total_steps=8)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1.0)
+    rate = run_values(tx, [1.0] * 8)[0].hyperparams["learning_rate"]
+    expected = np.minimum((np.arange(8) + 1) / 4.0, 1.0) * (1.0 - np.arange(8) / 8.0)
+    np.testing.assert_allclose(rate, expected, rtol=1e-6)
+
+
+def test_a_stage_of_a_join_may_be_wrapped():
+    last = annealed(optax_meta.constant(), total_steps=4)
+    controller = optax_meta.join([optax_meta.warmup(2), last], [2])
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1.0)
+    rate = run_values(tx, [1.0] * 8)[0].hyperparams["learning_rate"]
+    np.testing.assert_allclose(rate, [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.25, 0.25], rtol=1e-6)
+
+
+def test_wrappers_may_be_traced():
+    policy = optax_meta.init_policy(jax.random.key(0), action_space=actions.learning_rate())
+    task, powers = optax_meta.tasks.quadratic(dim=3), (0.5, 2.0)
+
+    def rates(power):
+        options = {"annealed": {"power": power, "last_raise": 0.5}, "trust_region": {}}
+        inside = policy._replace(wrappers=options)
+        return optax_meta.rollout(inside, task, jax.random.key(1), total_steps=50).learning_rate
+
+    traced = jax.jit(jax.vmap(rates))(jnp.array(powers))
+    np.testing.assert_allclose(traced, [rates(power) for power in powers], rtol=1e-6)
+    assert traced[0, -1] > traced[1, -1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda c: annealed(c, power=-1.0), "`power` must be a number ≥ 0, got -1.0"),
+        (lambda c: annealed(c, power=math.nan), "`power` must be a number ≥ 0, got nan"),
+        (lambda c: annealed(c, total_steps=2.5), "`total_steps` must be a whole number ≥ 1"),
+        (lambda c: annealed(annealed(c, total_steps=3), total_steps=4), "pass it once"),
+        (lambda c: annealed(optax_meta.plateau), "goes around a Controller such as"),
+        (lambda c: annealed(c, hyperparam="b1"), "`hyperparam=` out of learning_rate"),
+        (lambda c: calibrated(c, steps=0), "`steps` must be a whole number ≥ 1, got 0"),
+        (lambda c: calibrated(optax_meta.constant(hyperparams=["b1"])), "acts on `learning_rate`"),
+        (lambda c: trust_region(c, max_ratio="5%"), "`max_ratio` must be a number ≥ 0, got '5%'"),
+        (lambda c: trust_region(c, max_growth=0.5), "`max_growth` must be a number ≥ 1, got 0.5"),
+        (lambda c: wrapped(c, {"anneal": {}}), "unknown wrapper 'anneal': choose from calibrated"),
+        (lambda c: wrapped(c, {"annealed": {"fall": 1}}), "has no argument `fall`: choose from"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(optax_meta.plateau())
