@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(options: argparse.Namespace) -> int:
     _require("report", "report", "matplotlib", "jinja2")
-    from optax_meta.reports import page as reports
+    from optax_meta.reports import folder as reports
 
     print(f"Report: {reports.rebuild_report(options.folder, options.out)}")  # noqa: T201
     return 0
@@ -185,7 +185,8 @@ def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from optax_meta.meta import evaluation
-    from optax_meta.reports import page as reports
+    from optax_meta.reports import folder as reports
+    from optax_meta.reports.table import result_table
 
     console = Console()
 
@@ -209,7 +210,7 @@ def _compare(options: argparse.Namespace) -> int:
             comparison, interrupted = stop.partial, True
         show("writing the report", 1, 1)
         page = reports.write_report(comparison, folder)
-    _print_table(console, comparison, reports.result_table(comparison))
+    _print_table(console, comparison, result_table(comparison))
     console.print(f"Report: [link={page.resolve().as_uri()}]{page}[/link]", soft_wrap=True)
     if interrupted:
         left = f"seeds {comparison.seeds} … {options.seeds - 1} are left out"
@@ -339,7 +340,7 @@ def _in_thread(work: Callable[[], _T]) -> "Future[_T]":
 def _write_page(folder: Path) -> None:
     """Write the report of a meta-training, where the extra `report` is installed."""
     try:
-        from optax_meta.reports import page as reports
+        from optax_meta.reports import folder as reports
 
         print(f"Report: {reports.rebuild_report(folder)}")  # noqa: T201
     except ImportError:

@@ -16,8 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import optax_meta
 from optax_meta import cli, recording, writers
-from optax_meta.reports import files
-from optax_meta.reports import page as reports
+from optax_meta.reports import folder as reports
+from optax_meta.reports.rows import method_result
 
 CONTROLLER = optax_meta.reinforce(decision_interval=3)
 LABELS = CONTROLLER.action_labels
@@ -163,7 +163,7 @@ def test_a_run_that_was_killed_has_a_page(name, run, tmp_path):
 
 def test_a_run_is_read_back_as_it_was(run, tmp_path):
     written(tmp_path / "steps.jsonl", run)
-    result = files.method_result(writers.read_rows(tmp_path / "steps.jsonl"), {})
+    result = method_result(writers.read_rows(tmp_path / "steps.jsonl"), {})
     np.testing.assert_array_equal(result.losses[0], run.value)
     decided = np.asarray(run.decided)
     held = result.records._replace(decision=None, hyperparams={})
@@ -178,7 +178,7 @@ def test_a_run_is_read_back_as_it_was(run, tmp_path):
 def test_steps_that_are_left_out_are_held(run, tmp_path):
     path = tmp_path / "steps.jsonl"
     written(path, *(at(run, i) for i in (2, 5, 6)))
-    result = files.method_result(writers.read_rows(path), {})
+    result = method_result(writers.read_rows(path), {})
     held = np.asarray(run.value)[[2, 2, 2, 2, 2, 5, 6]]
     np.testing.assert_array_equal(result.losses[0], held)
     np.testing.assert_array_equal(result.records.decided[0].nonzero()[0], [6])
