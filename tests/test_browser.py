@@ -320,7 +320,7 @@ def test_printing_draws_for_paper_what_is_looked_at(visit):
         })"""
     )
     assert tab.pdf().startswith(b"%PDF")
-    assert tab.evaluate("printed") == f"0 0 {PAPER} 340; {len(METHODS) - 1}"
+    assert tab.evaluate("printed") == f"0 0 {PAPER} 300; {len(METHODS) - 1}"
     assert chart.locator(".plot > svg").get_attribute("viewBox") == on_screen
 
 

@@ -117,7 +117,8 @@ class Chart {
   }
   scale(width) {
     this.width = Math.max(280, width);
-    this.height = this.width < PHONE ? 260 : 340;
+    // Two charts with their captions fit on a sheet.
+    this.height = this.width < PHONE ? 260 : this.width <= PAPER ? 300 : 340;
     const to = this.log ? Math.log10 : (v) => v, from = this.log ? (v) => 10 ** v : (v) => v;
     let [low, high] = this.lowestAndHighest().map(to);
     // Room above and below; a flat line runs through the middle.
