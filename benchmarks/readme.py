@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 import optax_meta
 from optax_meta import plots
 from optax_meta.meta import evaluation
-from optax_meta.reports import page as reports
+from optax_meta.reports import folder as reports
+from optax_meta.reports.table import Table, result_table
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 COLUMNS = ("method", "final loss", "loss reduction %", "test accuracy %", "rates", "time ×")
 
 
-def markdown(table: reports.Table) -> str:
+def markdown(table: Table) -> str:
     """Return the table as Markdown."""
     lines = [table.columns, ("---",) * len(table.columns), *table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -63,7 +64,7 @@ def main() -> None:
         page = reports.write_report(comparison, folder)
         results = json.loads(page.with_name("results.json").read_text())
     (HERE / "first_light.json").write_text(json.dumps(results, indent=1) + "\n")
-    table = markdown(reports.result_table(comparison).select(COLUMNS))
+    table = markdown(result_table(comparison).select(COLUMNS))
     picture(comparison).savefig(HERE / "first_light.png", dpi=110)
     command = [sys.executable, HERE.parent / "examples" / "fifteen_steps.py"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603

@@ -65,7 +65,7 @@ def _entry() -> NoReturn:
 
 def _report(options: argparse.Namespace) -> int:
     _require("report", "report", "matplotlib", "jinja2")
-    from optax_meta.reports import page as reports
+    from optax_meta.reports import folder as reports
 
     print(f"Report: {reports.rebuild_report(options.folder, options.out)}")  # noqa: T201
     return 0
@@ -73,8 +73,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     _require("compare", "report", "rich", "sklearn", "scipy", "matplotlib", "jinja2")
-    from optax_meta.reports import page as reports
+    from optax_meta.reports import folder as reports
     from optax_meta.reports import terminal
+    from optax_meta.reports.table import result_table
 
     # Before the minutes of training, not after: a folder that cannot be written to.
     folder = reports.check_folder(options.out)
@@ -84,7 +85,7 @@ def _compare(options: argparse.Namespace) -> int:
         comparison, is_interrupted = _comparison(options, show)
         show("writing the report", 1, 1)
         page = reports.write_report(comparison, folder)
-    terminal.print_ranking(comparison, reports.result_table(comparison))
+    terminal.print_ranking(comparison, result_table(comparison))
     terminal.print_link("Report", page)
     if is_interrupted:
         left = f"seeds {comparison.seeds} … {options.seeds - 1} are left out"
@@ -209,7 +210,7 @@ def _interruptible(work: Callable[[], _T]) -> _T:
 def _write_page(folder: Path) -> None:
     """Write the report of a meta-training, where the extra `report` is installed."""
     try:
-        from optax_meta.reports import page as reports
+        from optax_meta.reports import folder as reports
 
         print(f"Report: {reports.rebuild_report(folder)}")  # noqa: T201
     except ImportError:

@@ -6,10 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+from made_up import ACTIONS, METHODS, comparison
 
-from optax_meta.meta.evaluation import Comparison, MethodResult
-from optax_meta.recording import Decision, Record
-from optax_meta.reports import page as reports
+from optax_meta.reports import folder as reports
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,66 +24,17 @@ FLAGS = (
     "--disable-sync",
 )
 PAGES = ("comparison", "run", "meta-training")
-METHODS = ("constant", "plateau", "warmup", "hypergradient", "learned", "reinforce", "random")
-POLICIES = METHODS[4:]
-FEATURES = tuple(f"feature_{name}" for name in "abcdefghijklmnopqr")
-ACTIONS = ("learning_rate ×0.5", "hold", "learning_rate ×2", "learning_rate ×2, weight_decay ×2")
-SEEDS, STEPS, EVERY = 10, 500, 5
+SEEDS, STEPS = 10, 500
+PAPER = 680
 DRAWN = "paths => paths.map(path => path.getTotalLength() > 100)"
-
-
-def result_of(name, generator):
-    """Return made-up runs of a method, of the size of real ones."""
-    shape = (SEEDS, STEPS)
-    falls = np.exp(-np.arange(STEPS) / generator.uniform(50, 500))
-    losses = falls * generator.lognormal(0.0, 0.2, shape) + 0.01
-    action = generator.integers(0, len(ACTIONS), shape)
-    decided = np.broadcast_to(np.arange(STEPS) % EVERY == 0, shape)
-    moves = np.where(decided, (action - 1.5) * 0.2, 0.0)
-    probabilities = generator.dirichlet(np.ones(len(ACTIONS)), shape)
-    seen = generator.uniform(-1.0, 1.0, (*shape, len(FEATURES)))
-    zeros = np.zeros(shape)
-    decision = Decision(action, zeros, zeros, losses, probabilities, seen)
-    is_policy = name in POLICIES
-    records = Record(
-        step=np.broadcast_to(np.arange(1, STEPS + 1), shape),
-        value=losses,
-        cost=zeros,
-        grad_norm=zeros + 1.0,
-        alignment=zeros,
-        hyperparams={
-            "learning_rate": 1e-3 * np.exp(moves.cumsum(axis=1)),
-            **({"weight_decay": zeros + 1e-4} if is_policy else {}),
-        },
-        decided=decided,
-        num_nonfinite=zeros.astype(int),
-        decision=decision if is_policy else None,
-    )
-    return MethodResult(
-        initial={"loss": np.ones(SEEDS)},
-        final={"loss": losses[:, -1]},
-        losses=losses,
-        records=records,
-        seconds=np.ones(SEEDS),
-        action_labels=ACTIONS if is_policy else (),
-        features=FEATURES if is_policy else (),
-    )
-
-
-def comparison():
-    generator = np.random.default_rng(0)
-    return Comparison(
-        task="made up",
-        description="numbers of the size of a real comparison",
-        optimizer="adamw",
-        learning_rate=1e-3,
-        steps=STEPS,
-        seeds=SEEDS,
-        planned_seeds=SEEDS,
-        methods={name: result_of(name, generator) for name in METHODS},
-        bare_seconds=np.ones(SEEDS),
-        versions={"jax": "0"},
-    )
+CUT_OFF = """svg => {
+  const frame = svg.getBoundingClientRect();
+  const isOut = (box) => box.left < frame.left - 1 || box.right > frame.right + 1
+    || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+  const texts = [...svg.querySelectorAll("text")];
+  const cut = texts.filter((text) => isOut(text.getBoundingClientRect()));
+  return cut.map((text) => text.textContent);
+}"""
 
 
 def log_rows(updates):
@@ -104,7 +54,11 @@ def log_rows(updates):
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    paths = {"comparison": reports.write_report(comparison(), folder / "comparison")}
+    paths = {
+        "comparison": reports.write_report(
+            comparison(seeds=SEEDS, steps=STEPS), folder / "comparison"
+        )
+    }
     lines = (folder / "comparison" / "records" / "learned.jsonl").read_text().splitlines()
     texts = {
         "run": lines[:STEPS],
@@ -177,12 +131,14 @@ def test_every_picture_is_there_and_soon(name, pages, visit):
     for figure in tab.locator("figure").all():
         shown = figure.locator(".chart .plot > svg, img").filter(visible=True)
         assert shown.count() >= 1
+        assert (figure.locator(".chart").count() > 0) != (figure.locator("img").count() > 0)
         for picture in shown.all():
             box = picture.bounding_box()
             assert min(box["width"], box["height"]) > 100
         assert figure.locator("figcaption b").text_content() == "What to read from this."
     for chart in tab.locator(".chart").all():
-        assert all(path for path in chart.locator("path[data-series]").evaluate_all(DRAWN))
+        assert all(chart.locator("path[data-series]").evaluate_all(DRAWN))
+        assert chart.locator(".plot > svg").evaluate(CUT_OFF) == []
     loaded = "images => images.every(i => i.complete && i.naturalWidth > 0 && i.alt)"
     assert tab.locator("img").evaluate_all(loaded)
 
@@ -323,7 +279,7 @@ def test_on_a_phone(name, visit):
         assert box["x"] + box["width"] <= 390
     if name == "meta-training":
         return
-    narrow = tab.locator("img").filter(visible=True)
+    narrow = tab.locator("img")
     assert narrow.evaluate_all("images => images.every(i => i.currentSrc !== i.src)")
     plot = chart_of(tab, "learning_rate").locator(".plot > svg")
     plot.tap()
@@ -333,14 +289,46 @@ def test_on_a_phone(name, visit):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_on_paper(name, visit):
-    tab = visit(name, color_scheme="dark")
+    tab = visit(name, viewport={"width": PAPER, "height": 1000}, color_scheme="dark")
     tab.emulate_media(media="print", color_scheme="dark")
-    assert tab.locator(".chart").filter(visible=True).count() == 0
-    pictures = tab.locator("figure img")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert luminance(tab.evaluate("getComputedStyle(document.body).color")) < 0.1
+    assert tab.evaluate("document.documentElement.scrollWidth") == PAPER
+    pictures = tab.locator(".plot > svg, figure img")
     assert pictures.filter(visible=True).count() == pictures.count()
     for picture in pictures.all():
         assert 100 < picture.bounding_box()["height"] < 27.7 / 2.54 * 96
-    assert luminance(tab.evaluate("getComputedStyle(document.body).color")) < 0.1
+    for chart in tab.locator(".chart").all():
+        assert chart.locator(".plot > svg").evaluate(CUT_OFF) == []
+        assert all(chart.locator("path[data-series]").evaluate_all(DRAWN))
+        lines = chart.locator("path[data-series]").count()
+        swatches = chart.locator(".bar .swatch").filter(visible=True)
+        assert swatches.count() == (lines if lines > 1 else 0)
+    assert tab.locator(".tools, .how, .tip").filter(visible=True).count() == 0
+
+
+def test_printing_draws_for_paper_what_is_looked_at(visit):
+    tab = visit("comparison", viewport={"width": 1600, "height": 900})
+    chart = chart_of(tab, "loss")
+    press(chart, "random")
+    on_screen = chart.locator(".plot > svg").get_attribute("viewBox")
+    tab.evaluate(
+        """() => addEventListener("beforeprint", () => {
+            const svg = document.querySelector("#chart-loss .plot > svg");
+            const count = svg.querySelectorAll("[data-series]").length;
+            printed = `${svg.getAttribute("viewBox")}; ${count}`;
+        })"""
+    )
+    assert tab.pdf().startswith(b"%PDF")
+    assert tab.evaluate("printed") == f"0 0 {PAPER} 300; {len(METHODS) - 1}"
+    assert chart.locator(".plot > svg").get_attribute("viewBox") == on_screen
+
+
+def test_without_scripts_the_page_says_what_is_missing(visit):
+    tab = visit("comparison", java_script_enabled=False)
+    notes = tab.locator("noscript p").filter(visible=True, has_text="scripts are off here")
+    assert notes.count() == tab.locator("figure:has(.chart)").count() == 2
+    assert tab.locator("figure img").filter(visible=True).count() == 3
 
 
 def test_lines_of_one_point_are_dots_and_updates_are_whole(visit):

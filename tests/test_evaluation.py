@@ -12,7 +12,7 @@ import pytest
 import optax_meta
 from optax_meta import arguments, cli, tasks
 from optax_meta.meta import evaluation
-from optax_meta.reports import page as reports
+from optax_meta.reports import folder as reports
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_report_holds_everything(comparison, tmp_path):
     page = reports.write_report(comparison, tmp_path / "new").read_text()
     for name in arguments.METHODS:
         assert name in page
-    assert page.count("<img") == 5
+    assert page.count("<img") == 3
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     results = json.loads((tmp_path / "new" / "results.json").read_text())
@@ -148,7 +148,7 @@ def test_writing_again_replaces_the_records(comparison, tmp_path):
 
 
 def test_a_failing_report_leaves_nothing_behind(comparison, tmp_path, monkeypatch):
-    monkeypatch.setattr(reports, "_page", lambda _: 1 / 0)
+    monkeypatch.setattr(reports.page, "comparison_page", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         reports.write_report(comparison, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """What the pictures show: the drawn data are read back."""
 
+import inspect
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def record(runs=(), steps=12, every=4):
     t = np.broadcast_to(np.arange(steps), (*runs, steps))
     action = t // every
     probabilities = np.where(np.arange(3) == action[..., None], 0.6, 0.2)
-    seen = np.stack([t / steps, -t / steps], axis=-1)
+    observed = np.stack([t / steps, -t / steps], axis=-1)
     zeros = np.zeros(t.shape)
     return Record(
         step=t + 1,
@@ -49,7 +51,7 @@ def record(runs=(), steps=12, every=4):
         hyperparams={"learning_rate": 0.1 * 2.0 ** (action - 1)},
         decided=t % every == 0,
         num_nonfinite=zeros,
-        decision=Decision(action, zeros, zeros, zeros, probabilities, seen),
+        decision=Decision(action, zeros, zeros, zeros, probabilities, observed),
     )
 
 
@@ -80,14 +82,16 @@ def test_starting_rates_are_matched_by_value(ax):
 
 
 @pytest.mark.parametrize("draw", [plots.start_sensitivity, plots.performance_profile])
-def test_cells_without_a_yardstick_are_left_out(draw, ax):
+def test_cells_whose_oracle_diverged_are_excluded(draw, ax):
     good = cell({"a": [[1.0, 2.0], [2.0, 2.0]]})
-    lost = cell({"a": [[9.0, 9.0], [9.0, 9.0]]}, oracle=(1.0, np.nan))
+    excluded = cell({"a": [[9.0, 9.0], [9.0, 9.0]]}, oracle=(1.0, np.nan))
     alone = draw([good], ["a"]).lines[0].get_ydata()
-    np.testing.assert_array_equal(draw([good, lost], ["a"], ax=ax).lines[0].get_ydata(), alone)
-    with pytest.raises(ValueError, match="none of 1 cells has an oracle that is lost on no seed"):
-        draw([lost], ["a"])
-    with pytest.raises(ValueError, match="no cell holds the method 'b'; they hold a"):
+    np.testing.assert_array_equal(draw([good, excluded], ["a"], ax=ax).lines[0].get_ydata(), alone)
+    with pytest.raises(
+        ValueError, match="must hold one whose oracle diverged on no seed, got 1 that"
+    ):
+        draw([excluded], ["a"])
+    with pytest.raises(ValueError, match="`methods` must be among a, got 'b'"):
         draw([good], ["b"])
 
 
@@ -131,27 +135,29 @@ def test_decisions_shows_probabilities_and_choices(runs, ax):
     assert ax.get_xlim() == (1.0, 13.0)
 
 
-def test_decisions_shows_what_the_policy_saw(ax):
+def test_decisions_shows_what_the_policy_observed(ax):
     plots.decisions(record(), LABELS, ("progress", "noise"), ax=ax)
-    _, seen = ax.collections
+    _, observed = ax.collections
     times = np.array([0, 4, 8]) / 12
-    np.testing.assert_allclose(seen.get_array().reshape(2, 3), [times, -times])
+    np.testing.assert_allclose(observed.get_array().reshape(2, 3), [times, -times])
     assert [text.get_text() for text in ax.get_yticklabels()][3:] == ["progress", "noise"]
 
 
 def test_decisions_that_cannot_be_drawn():
     rows = record()
-    with pytest.raises(ValueError, match="its controller has no policy"):
+    with pytest.raises(ValueError, match="of a controller without a policy"):
         plots.decisions(rows._replace(decision=None), LABELS)
-    with pytest.raises(ValueError, match="the run ended before the first"):
+    with pytest.raises(ValueError, match="a run that ended before the first"):
         plots.decisions(rows._replace(decided=np.zeros(12, bool)), LABELS)
     with pytest.raises(ValueError, match="`labels` must hold 3 names, got 2"):
         plots.decisions(rows, LABELS[:2])
     with pytest.raises(ValueError, match="`features` must hold 2 names, got 1"):
         plots.decisions(rows, LABELS, ["progress"])
-    with pytest.raises(ValueError, match="the record has no 'momentum'; it has learning_rate"):
+    with pytest.raises(
+        ValueError, match="must be one of the record's: learning_rate; got 'momentum'"
+    ):
         plots.timeline(rows, "momentum")
-    with pytest.raises(ValueError, match="holds no actions"):
+    with pytest.raises(ValueError, match="must hold a policy's actions"):
         plots.action_histogram(rows._replace(decision=None), LABELS)
 
 
@@ -168,6 +174,20 @@ def test_loss_curves_and_timeline_draw_what_they_are_given(ax):
     assert drawn[1].axes.get_yscale() == "log"
 
 
+def test_seeds_of_different_lengths_are_drawn_to_their_ends(ax):
+    nan = np.nan
+    plots.loss_curves({"a": np.array([[1.0, 1.0, nan], [3.0, 3.0, 3.0]])}, smoothing=1, ax=ax)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [2.0, 2.0, 3.0])
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(point) for point in band} >= {(2.0, 1.0), (2.0, 3.0), (3.0, 3.0)}
+    rate = np.array([[0.1, 0.4, nan], [0.1, 0.1, 0.1]])
+    rows = record((2,), steps=3)._replace(hyperparams={"learning_rate": rate})
+    drawn = plots.timeline(rows).lines
+    np.testing.assert_array_equal(drawn[1].get_ydata(), rate[0])
+    assert drawn[1].axes.get_yscale() == "log"
+    plots.timeline(rows._replace(hyperparams={"momentum": np.full((2, 3), nan)}), "momentum")
+
+
 def test_a_ranking_over_decades_is_logarithmic(ax):
     def row(name, loss, half):
         interval = Interval(loss, half)
@@ -178,6 +198,21 @@ def test_a_ranking_over_decades_is_logarithmic(ax):
     assert ax.get_xlim() == pytest.approx((9e-4 / 1.5, 0.3 * 1.5))
     plots.ranking([row("a", 1.0, 0.1), row("b", 1.2, 0.2)], ax=(near := plt.subplots()[1]))
     assert near.get_xscale() == "linear"
+
+
+def test_the_namespace_is_whole():
+    functions = {name for name, value in vars(plots).items() if inspect.isfunction(value)}
+    assert functions == {
+        "action_histogram",
+        "decisions",
+        "line_style",
+        "loss_curves",
+        "performance_profile",
+        "ranking",
+        "running_mean",
+        "start_sensitivity",
+        "timeline",
+    }
 
 
 def test_many_lines_can_be_told_apart():

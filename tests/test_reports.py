@@ -3,21 +3,26 @@
 import json
 import re
 
+import made_up
+import numpy as np
 import pytest
 
 import optax_meta
 from optax_meta import cli
 from optax_meta.meta import evaluation
 from optax_meta.meta import runs as meta_runs
-from optax_meta.reports import files
-from optax_meta.reports import page as reports
+from optax_meta.recording import Decision
+from optax_meta.reports import charts, curves, files, log_charts, pictures, table
+from optax_meta.reports import folder as reports
+from optax_meta.reports.rows import losses_to_draw, method_result, step_rows
 
-METHODS = ["constant", "any-lr-v1", "reinforce"]
+NO_FILE = ["../../../victim", "a/../../../../victim", "", "a\\b", "a\0b", "\ud800"]
+OUTSIDE = [*NO_FILE, ".", "..", "x" * 300]
 
 
 @pytest.fixture(scope="module")
 def comparison():
-    return optax_meta.compare("quadratic", METHODS, steps=60, seeds=3, learning_rate=1e-2)
+    return optax_meta.compare("quadratic", ["reinforce"], steps=20, seeds=2, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +52,12 @@ def check_page(page):
     assert len(page) < 6e6
     assert not re.search(r'(src|srcset|href)="(?!data:)', page)
     assert "https://" not in page
-    figures, captions = page.count("<figure>"), page.count("What to read from this.")
-    assert figures == captions == page.count("<img")
+    figures = re.findall(r"<figure>(.*?)</figure>", page, re.DOTALL)
+    assert figures
+    for figure in figures:
+        assert figure.count("What to read from this.") == 1
+        assert ('class="chart"' in figure) != ("<img" in figure)  # one renderer a picture
+        assert ('class="chart"' in figure) == ("<noscript>" in figure)
     for name in charts_of(page):
         assert f'id="chart-{name}"' in page
 
@@ -64,19 +73,32 @@ def test_a_comparison_is_read_back_as_it_was(comparison, folder, tmp_path):
 
 def test_decisions_are_explained(folder, comparison):
     charts = charts_of((folder / "report.html").read_text())
-    series = {s["name"]: s for s in charts["learning_rate"]["series"]}
-    assert "decisions" not in series["constant"]
-    learned, online = series["any-lr-v1"], series["reinforce"]
-    assert learned["features"][0] == "progress"
-    assert len(learned["features"]) == len(learned["decisions"][0][4]) == 23
-    assert len(learned["actions"]) == len(learned["decisions"][0][3]) == 5
-    rewards = comparison.methods["reinforce"].records.decision.reward[0]
-    assert online["decisions"][0][2] == pytest.approx(float(rewards[10]), rel=1e-3)
-    assert online["decisions"][-1][2] is None
+    (online,) = charts["learning_rate"]["series"]
+    result = comparison.methods["reinforce"]
+    decision = Decision(*(x[0] for x in result.records.decision))
+    for step, action, reward, probabilities, observation in online["decisions"]:
+        assert result.records.decided[0, step - 1]
+        assert action == decision.action[step - 1]
+        np.testing.assert_allclose(probabilities, decision.probabilities[step - 1], rtol=1e-3)
+        np.testing.assert_allclose(observation, decision.observation[step - 1], rtol=1e-3)
+        later = np.flatnonzero(result.records.decided[0, step:])
+        if later.size:
+            assert reward == pytest.approx(decision.reward[step + later[0]], rel=1e-3)
+        else:
+            assert reward is None
+    assert online["features"] == list(result.features)
+    assert online["actions"] == list(result.action_labels)
+
+
+def test_what_decided_nothing_is_not_explained():
+    methods = made_up.comparison(("constant", "learned"), seeds=2, steps=20).methods
+    (rate, decay) = charts.hyperparam_charts(methods)
+    assert ["decisions" in series for series in rate["series"]] == [False, True]
+    assert [series["name"] for series in decay["series"]] == ["learned"]
 
 
 def test_a_single_run_and_its_truncated_last_line(folder, tmp_path):
-    text = (folder / "records" / "any-lr-v1.jsonl").read_text()
+    text = (folder / "records" / "reinforce.jsonl").read_text()
     (tmp_path / "mine.jsonl").write_text(text[:-40])
     assert cli.main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
@@ -104,7 +126,11 @@ def test_a_running_meta_training(log, tmp_path):
         ({"a.jsonl": ""}, "holds no complete row yet"),
         ({"a.jsonl": "{\n{}\n"}, "line 1 of"),
         ({"log.jsonl": "{}\n"}, "a row of steps needs at least step"),
+        ({"log.jsonl": '{"update": 1}\n{}\n{}\n'}, "does not hold rows of steps or of updates"),
+        ({"a.jsonl": "3\n"}, "does not hold rows of steps or of updates"),
         ({"results.json": "{}"}, "is no complete folder"),
+        ({"results.json": "[]"}, "is no complete folder"),
+        ({"results.json": '{"runs": [3], "bare_seconds": []}'}, "holds no file of 3"),
     ],
 )
 def test_folders_that_cannot_be_read(files, message, tmp_path, capsys):
@@ -125,6 +151,124 @@ def test_a_path_that_is_nearly_right_leads_to_the_folder(log, tmp_path, capsys):
     assert f"pass a folder inside it, such as `{tmp_path / 'run'}`" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path)]) == 2
     assert f"cannot write to `{tmp_path}`: Is a directory" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small():
+    return made_up.comparison(("constant", "learned"), seeds=2, steps=20)
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """Return a file that no report may touch, where each of `OUTSIDE` that leads out leads to."""
+    path = tmp_path / "victim.jsonl"
+    path.write_text('{"step": 1, "decided": false, "loss": 1.0, "learning_rate": 0.1}\n')
+    return path
+
+
+def names(victim, name):
+    """Return what an outsider wrote into results.json: a run by this name and by a full path."""
+    runs = {name: {}, str(victim.with_suffix("")): {}}
+    return json.dumps({"runs": runs, "bare_seconds": [1.0], "ranking": []})
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_name_removes_a_file_outside_of_records(name, small, victim, monkeypatch):
+    monkeypatch.setattr(reports.page, "comparison_page", lambda _: "")
+    folder = victim.parent / "a" / "b"
+    (folder / "records").mkdir(parents=True)
+    (folder / "records" / ".jsonl").write_text("someone else's")
+    (folder / "results.json").write_text(names(victim, name))
+    reports.write_report(small, folder)
+    assert victim.exists()
+    found = {path.name for path in (folder / "records").iterdir()}
+    assert found == {".jsonl", "constant.jsonl", "learned.jsonl"}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_name_reads_a_file_outside_of_records(name, victim):
+    folder = victim.parent / "a" / "b"
+    (folder / "records").mkdir(parents=True)
+    (folder / "results.json").write_text(names(victim, name))
+    with pytest.raises(ValueError, match=r"is no complete folder .* records/ holds no file of"):
+        files.read_comparison(folder)
+    only_full = json.dumps({"runs": {str(victim.with_suffix("")): {}}, "bare_seconds": [1.0]})
+    (folder / "results.json").write_text(only_full)
+    with pytest.raises(ValueError, match=r"holds no file of '.*victim'"):
+        files.read_comparison(folder)
+
+
+@pytest.mark.parametrize("name", ["/victim", *NO_FILE])
+def test_no_name_writes_a_file_outside_of_records(name, small, tmp_path):
+    hostile = small._replace(methods={name: small.methods["learned"]})
+    with pytest.raises(ValueError, match="`methods` must have names without /"):
+        reports.write_report(hostile, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_stands_in_the_way_is_told(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports.page, "comparison_page", lambda _: "")
+    (tmp_path / "records").write_text("a file")
+    with pytest.raises(ValueError, match=f"cannot write to `{tmp_path}`"):
+        reports.write_report(small, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["records"]
+
+
+def test_a_table_may_be_narrowed(small):
+    whole = table.result_table(small)
+    narrow = whole.select(["method", "test accuracy %"])
+    assert narrow.columns == ("method",)
+    assert narrow.rows == [(row[1],) for row in whole.rows]
+    assert table.verdict(small._replace(planned_seeds=9)).startswith("Stopped early: 2 of 9 seeds")
+
+
+# Seeds of different lengths
+
+
+def test_what_moves_is_drawn_where_seeds_differ_in_length():
+    result = method_result(made_up.rows([[0.1, 0.1], [0.1, 0.1, 0.2]], "momentum"), {})
+    assert charts.moved(result.records.hyperparams) == ["momentum"]
+    still = method_result(made_up.rows([[0.1, 0.1], [0.3, 0.3, 0.3]], "momentum"), {})
+    assert charts.moved(still.records.hyperparams) == []  # seeds differ, but nothing moves
+    (chart,) = charts.hyperparam_charts({"mine": result})
+    (series,) = chart["series"]
+    assert (series["x"], series["y"]) == ([1, 2], [0.1, 0.1])
+    assert series["others"] == [{"x": [1, 2, 3], "y": [0.1, 0.1, 0.2]}]
+
+
+def test_a_mean_goes_on_after_a_shorter_seed_and_ends_with_a_diverged_one():
+    rows = made_up.rows([[0.1, 0.1], [0.1] * 4])
+    for row, loss in zip(rows, [1.0, 1.0, 3.0, 3.0, 3.0, None], strict=True):
+        row["loss"] = loss
+    losses = losses_to_draw(method_result(rows, {}))
+    np.testing.assert_array_equal(losses, [[1, 1, np.nan, np.nan], [3, 3, 3, np.inf]])
+    (series,) = charts.loss_chart({"mine": losses}, 1)["series"]
+    assert series["y"] == [2.0, 2.0, 3.0, None]
+    assert [other["y"] for other in series["others"]] == [[1, 1, None, None], [3, 3, 3, None]]
+
+
+def test_a_smoothed_run_ends_where_the_run_does():
+    runs = np.array([[2.0, 4.0, np.nan, np.nan], [1.0, np.inf, 1.0, 1.0]])
+    np.testing.assert_array_equal(curves.smoothed(runs, 2), [[2, 3, np.nan, np.nan], [1, 1, 1, 1]])
+
+
+def test_rows_of_seeds_of_different_lengths_are_read_back():
+    rows = made_up.rows([[0.1, 0.2], [0.1, 0.2, 0.4]])
+    again = list(step_rows(method_result(rows, {})))
+    assert [(row["seed"], row["step"], row["learning_rate"]) for row in again] == [
+        (row["seed"], row["step"], row["learning_rate"]) for row in rows
+    ]
+    assert len(list(pictures.run_pictures({"mine": method_result(rows, {})}))) == 2
+
+
+def test_a_log_may_skip_rows_and_values():
+    rows = [{"update": 1, "grad_norm": 1.0}, {"update": 2}, {"update": 3, "grad_norm": None}]
+    (picture,) = log_charts.log_pictures(rows)
+    (series,) = picture.charts[0]["series"]
+    assert (series["x"], series["y"]) == ([1, 3], [1.0, None])
+
+
+# Meta-training
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import optax_meta
 from optax_meta import cli, recording, writers
-from optax_meta.reports import files
+from optax_meta.reports.rows import method_result
 
 CONTROLLER = optax_meta.reinforce(decision_interval=3)
 LABELS = CONTROLLER.action_labels
@@ -174,7 +174,7 @@ def test_a_run_that_was_killed_has_a_page(name, steps, run, tmp_path):
 
 def test_a_run_is_read_back_as_it_was(run, tmp_path):
     written(tmp_path / "steps.jsonl", run)
-    result = files.method_result(writers.read_rows(tmp_path / "steps.jsonl"), {})
+    result = method_result(writers.read_rows(tmp_path / "steps.jsonl"), {})
     np.testing.assert_array_equal(result.losses[0], run.value)
     decided = np.asarray(run.decided)
     for name, value in result.records._asdict().items():
@@ -188,7 +188,7 @@ def test_a_run_is_read_back_as_it_was(run, tmp_path):
 def test_at_steps_that_are_left_out_the_nearest_row_counts(run, tmp_path):
     path = tmp_path / "steps.jsonl"
     written(path, *(at(run, i) for i in (2, 5, 6)))
-    result = files.method_result(writers.read_rows(path), {})
+    result = method_result(writers.read_rows(path), {})
     nearest = np.asarray(run.value)[[2, 2, 2, 2, 2, 5, 6]]
     np.testing.assert_array_equal(result.losses[0], nearest)
     np.testing.assert_array_equal(result.records.decided[0].nonzero()[0], [6])

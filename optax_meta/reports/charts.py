@@ -1,132 +1,169 @@
-"""The data of the report's interactive charts, drawn in the browser by `report.js`.
-
-A chart is a dict of JSON values: `id`, `title`, `x`, `y` (labels of the axes), `log`, `others`
-(what its faint lines are), `faint` (whether they are shown at first) and `series`. A series has a
-`name`, points `x` and `y`, `style` (the number of its colour and dashes), `step` where a value
-holds up to the next point, `others` (thinned faint lines) and, for a policy, `decisions` with the
-`features` and `actions` that name their numbers.
-"""
+"""The data of the report's interactive charts, drawn in the browser by `report.js`."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
+from optax_meta.base import Hyperparams
 from optax_meta.meta.evaluation import MethodResult
-from optax_meta.reports.plots import running_mean
+from optax_meta.recording import Decision
+from optax_meta.reports import curves
 
+# A screen is some 1000 pixels wide: three points a pixel lose nothing that could be seen.
 MAX_POINTS = 3000
+# With its probabilities and observation a decision takes some 300 bytes of the page.
 MAX_DECISIONS = 4000
+# Faint lines show the spread only; more of them, or finer ones, would make the page heavy.
 _MAX_OTHERS = 9
 _OTHER_POINTS = 200
-_LOG_POINTS = 1000
 
 
-def loss_chart(methods: Mapping[str, MethodResult], smoothing: int) -> dict[str, Any]:
+class Points(TypedDict):
+    """A line.
+
+    Attributes:
+        x: steps or updates.
+        y: values; None where there is none, and the line has a gap.
+    """
+
+    x: list[int]
+    y: list[float | None]
+
+
+Explained = tuple[int, int, float | None, list[float | None], list[float | None]]
+"""A decision: step, action, reward, probabilities, observation."""
+
+
+class Series(Points):
+    """A line with what belongs to it.
+
+    Attributes:
+        name: of its method, or of a column.
+        style: number of its colour and dashes.
+        others: faint lines, thinned.
+        step: whether a value holds up to the next point.
+        decisions: of a policy.
+        features: names of what the policy observed.
+        actions: names of its actions.
+    """
+
+    name: str
+    style: int
+    others: list[Points]
+    step: NotRequired[bool]
+    decisions: NotRequired[list[Explained]]
+    features: NotRequired[Sequence[str]]
+    actions: NotRequired[Sequence[str]]
+
+
+class Chart(TypedDict):
+    """A chart.
+
+    Attributes:
+        id: unique on its page.
+        title: for readers.
+        x: label of the axis.
+        y: label of the other axis.
+        log: whether that one is logarithmic at first.
+        others: what the faint lines are.
+        faint: whether they are shown at first.
+        series: its lines.
+    """
+
+    id: str
+    title: str
+    x: str
+    y: str
+    log: bool
+    others: str
+    faint: bool
+    series: list[Series]
+
+
+def loss_chart(losses: Mapping[str, np.ndarray], smoothing: int) -> Chart:
     """Return the chart of the training loss: mean over seeds of the smoothed loss.
 
     Args:
-        methods: results by name.
+        losses: float[S, T] by method, as `curves` defines them.
         smoothing: width of the running mean over steps, ≥ 1.
 
     Example:
-        >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
-        >>> chart = optax_meta.reports.charts.loss_chart(comparison.methods, smoothing=5)
+        >>> chart = optax_meta.reports.charts.loss_chart({"constant": np.ones((2, 20))}, 5)
         >>> len(chart["series"][0]["x"])
         20
     """
-    series = []
-    for i, (name, result) in enumerate(methods.items()):
-        smooth = np.stack([running_mean(run, smoothing) for run in result.losses])
-        series.append(
-            {
-                "name": name,
-                "style": i,
-                **_line(smooth.mean(axis=0), MAX_POINTS),
-                "others": [_line(run, _OTHER_POINTS) for run in smooth[:_MAX_OTHERS]]
-                if len(smooth) > 1
-                else [],
-            }
-        )
-    return _chart("loss", "Training loss", "step", f"loss, mean of {smoothing} steps", series)
+    series: list[Series] = []
+    for i, (name, runs) in enumerate(losses.items()):
+        smooth = curves.smoothed(runs, smoothing)
+        # A single seed is its own mean.
+        others = smooth[:_MAX_OTHERS] if len(smooth) > 1 else []
+        mean = _line(curves.mean_over_seeds(runs, smoothing), MAX_POINTS)
+        faint = [_line(run, _OTHER_POINTS) for run in others]
+        series.append({"name": name, "style": i, **mean, "others": faint})
+    label = f"loss, mean of {smoothing} steps" if smoothing > 1 else "loss"
+    return _chart("loss", "Training loss", label, series)
 
 
-def moved(result: MethodResult) -> list[str]:
-    """Return which hyperparameters a method moved; the learning rate in any case.
+def moved(hyperparams: Hyperparams) -> list[str]:
+    """Return which hyperparameters changed in any run; the learning rate in any case.
 
-    Example:
-        >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
-        >>> optax_meta.reports.charts.moved(comparison.methods["constant"])
-        ['learning_rate']
-    """
-    runs = result.records.hyperparams.items()
-    return [name for name, run in runs if name == "learning_rate" or np.ptp(run) > 0.0]
-
-
-def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[dict[str, Any]]:
-    """Return a chart for each hyperparameter: seed 0 with its decisions, the others thinned.
+    Args:
+        hyperparams: float[S, T] by name, nan after the end of a run.
 
     Example:
-        >>> comparison = optax_meta.compare("quadratic", ["constant"], steps=20, seeds=2)
-        >>> charts = optax_meta.reports.charts.hyperparam_charts(comparison.methods)
-        >>> [chart["id"] for chart in charts]
-        ['learning_rate']
+        >>> runs = {"learning_rate": np.ones((2, 9)), "weight_decay": np.arange(9.0)[None]}
+        >>> optax_meta.reports.charts.moved(runs)
+        ['learning_rate', 'weight_decay']
     """
-    steered = {name: moved(result) for name, result in methods.items()}
+
+    def changed(runs: np.ndarray) -> bool:
+        lowest, highest = curves.lowest_and_highest(runs, axis=-1)
+        return bool(np.any(lowest < highest))
+
     return [
-        _chart(
-            hyperparam,
-            hyperparam.replace("_", " "),
-            "step",
-            hyperparam.replace("_", " "),
-            [
-                {"style": i, **_timeline(name, hyperparam, result)}
-                for i, (name, result) in enumerate(methods.items())
-                if hyperparam in steered[name]
-            ],
-        )
-        for hyperparam in dict.fromkeys(h for names in steered.values() for h in names)
+        name
+        for name, runs in hyperparams.items()
+        if name == "learning_rate" or changed(np.asarray(runs))
     ]
 
 
-def log_chart(
-    name: str,
-    title: str,
-    y: str,
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    smoothing: int = 1,
-    is_log: bool = False,
-) -> dict[str, Any]:
-    """Return a chart of columns of a log: running means, and faintly what they are of.
-
-    Args:
-        name: the chart's id.
-        title: of the chart.
-        y: label of its axis.
-        curves: (updates, values) by name, int[T] and float[T].
-        smoothing: width of the running mean over rows, ≥ 1.
-        is_log: whether the axis is logarithmic at first, where all values are positive.
+def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[Chart]:
+    """Return a chart for each hyperparameter: seed 0 with its decisions, the others thinned.
 
     Example:
-        >>> curves = {"a": (np.array([1, 2]), np.array([0.5, 0.25]))}
-        >>> chart = optax_meta.reports.charts.log_chart("a", "A", "a", curves)
-        >>> chart["series"][0]["y"]
-        [0.5, 0.25]
+        >>> rows = [{"step": 1, "decided": False, "loss": 2.0, "learning_rate": 0.1}]
+        >>> methods = {"mine": optax_meta.reports.rows.method_result(rows, {})}
+        >>> [chart["id"] for chart in optax_meta.reports.charts.hyperparam_charts(methods)]
+        ['learning_rate']
     """
-    series = []
-    for i, (key, (x, values)) in enumerate(curves.items()):
-        kept, extremes = _spread(x.size, _LOG_POINTS), _extremes(values, _LOG_POINTS)
-        smooth = running_mean(values, smoothing)
-        raw = [_points(x[extremes], values[extremes])] if smoothing > 1 else []
-        series.append({"name": key, "style": i, **_points(x[kept], smooth[kept]), "others": raw})
-    are_positive = all(np.all(v[np.isfinite(v)] > 0.0) for _, v in curves.values())
-    changes = {"others": "every update", "faint": len(series) == 1, "log": is_log and are_positive}
-    return _chart(name, title, "update", y, series) | changes
+    steered = {name: moved(result.records.hyperparams) for name, result in methods.items()}
+    names = dict.fromkeys(hyperparam for found in steered.values() for hyperparam in found)
+
+    def chart(hyperparam: str) -> Chart:
+        series = [
+            _timeline(name, i, hyperparam, result)
+            for i, (name, result) in enumerate(methods.items())
+            if hyperparam in steered[name]
+        ]
+        label = hyperparam.replace("_", " ")
+        return _chart(hyperparam, label, label, series)
+
+    return list(map(chart, names))
 
 
-def embed(charts: Sequence[Mapping[str, Any]]) -> str:
+def points(x: np.ndarray, y: np.ndarray) -> Points:
+    """Return a line of int[N] and float[N], with as many digits as can be seen.
+
+    Example:
+        >>> optax_meta.reports.charts.points(np.array([1, 2]), np.array([1 / 3, np.nan]))
+        {'x': [1, 2], 'y': [0.33333, None]}
+    """
+    return {"x": x.tolist(), "y": [_number(v, 5) for v in y]}
+
+
+def embed(charts: Sequence[Chart]) -> str:
     """Return charts as JSON that may stand inside a `<script>` element.
 
     Example:
@@ -134,80 +171,100 @@ def embed(charts: Sequence[Mapping[str, Any]]) -> str:
         False
     """
     text = json.dumps(charts, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    # In JSON "<" stands in strings only, where this says the same without closing the element.
     return text.replace("<", "\\u003c")
 
 
-def _chart(name: str, title: str, x: str, y: str, series: list[dict[str, Any]]) -> dict[str, Any]:
+def _chart(name: str, title: str, label: str, series: list[Series]) -> Chart:
+    """Return a chart over steps, logarithmic where its values differ much."""
     values = np.array([v for s in series for v in s["y"] if v is not None])
-    spans = values.size > 0 and values.min() > 0 and values.max() > 3 * values.min()
-    labels = {"title": title, "x": x, "y": y, "others": "all seeds"}
-    return {"id": name, **labels, "faint": False, "log": bool(spans), "series": series}
-
-
-def _timeline(name: str, hyperparam: str, result: MethodResult) -> dict[str, Any]:
-    runs = np.asarray(result.records.hyperparams[hyperparam], np.float64)
-    steps = np.arange(1, runs.shape[1] + 1)
-    moves = np.flatnonzero(np.diff(runs[0], prepend=np.nan) != 0.0)
-    kept = np.unique(np.append(moves, steps.size - 1))
-    if kept.size > MAX_POINTS:
-        kept = _spread(steps.size, MAX_POINTS)
+    # Below a factor of three a linear axis shows as much, and is read more easily.
+    is_log = bool(values.size > 0 and values.min() > 0 and values.max() > 3 * values.min())
     return {
-        "name": name,
-        "step": True,
-        **_points(steps[kept], runs[0][kept]),
-        "others": [_line(run, _OTHER_POINTS) for run in runs[1 : 1 + _MAX_OTHERS]],
-        **_decisions(result),
+        "id": name,
+        "title": title,
+        "x": "step",
+        "y": label,
+        "log": is_log,
+        "others": "all seeds",
+        "faint": False,
+        "series": series,
     }
 
 
-def _decisions(result: MethodResult) -> dict[str, Any]:
-    """Return what explains seed 0; a decision's reward stands in the record of the next one."""
+def _timeline(name: str, style: int, hyperparam: str, result: MethodResult) -> Series:
+    runs = np.asarray(result.records.hyperparams[hyperparam], np.float64)
+    steps = np.arange(1, runs.shape[1] + 1)
+    kept = _corners(runs[0])
+    series: Series = {
+        "name": name,
+        "style": style,
+        **points(steps[kept], runs[0][kept]),
+        "others": [_line(run, _OTHER_POINTS) for run in runs[1 : 1 + _MAX_OTHERS]],
+        "step": True,
+    }
+    decisions = _decisions(result)
+    if decisions is not None:
+        # A file of rows alone names no features.
+        known = result.features or _numbered(len(decisions[0][-1]))
+        series["decisions"], series["features"] = decisions, known
+        series["actions"] = result.action_labels
+    return series
+
+
+def _corners(run: np.ndarray) -> np.ndarray:
+    """Return where a run begins, changes, and ends: a line of steps needs no other points."""
+    # nan differs from itself: after the end of a run each step would be a change.
+    last = np.flatnonzero(np.isfinite(run))[-1:]
+    moves = np.flatnonzero(np.diff(run[: 1 + int(last.sum())], prepend=np.nan) != 0.0)
+    kept = np.unique([*moves, *last])
+    return kept if kept.size <= MAX_POINTS else curves.spread(run.size, MAX_POINTS)
+
+
+class _Seed(NamedTuple):
+    """Decisions of one run, each field of `Decision` with a leading axis."""
+
+    steps: np.ndarray
+    decision: Decision
+
+
+def _decisions(result: MethodResult) -> list[Explained] | None:
+    """Return what explains seed 0; None where it holds no decision of a policy."""
+    seed = _first_seed(result)
+    if seed is None:
+        return None
+    action, _, _, reward, probabilities, observation = (np.asarray(x) for x in seed.decision)
+    # A decision's reward stands in the record of the next one; a frozen policy earns none.
+    rewards = [*(reward[1:] if reward.any() else np.full(reward.size - 1, np.nan)), np.nan]
+    return [
+        (
+            int(seed.steps[i]),
+            int(action[i]),
+            _number(rewards[i]),
+            [_number(x) for x in probabilities[i]],
+            [_number(x) for x in observation[i]],
+        )
+        for i in curves.spread(seed.steps.size, MAX_DECISIONS)
+    ]
+
+
+def _first_seed(result: MethodResult) -> _Seed | None:
     records = result.records
     taken = np.flatnonzero(np.asarray(records.decided)[0])
     if records.decision is None or not taken.size:
-        return {}
-    of_seed = {key: np.asarray(x)[0][taken] for key, x in records.decision._asdict().items()}
-    has_rewards = of_seed["reward"].any()  # a frozen policy earns none
-    rewards = [*(float(r) if has_rewards else None for r in of_seed["reward"][1:]), None]
-    kept = _spread(taken.size, MAX_DECISIONS)
-    decisions = [
-        [
-            int(taken[i]) + 1,
-            int(of_seed["action"][i]),
-            _number(rewards[i]),
-            [_number(x) for x in of_seed["probabilities"][i]],
-            [_number(x) for x in of_seed["observation"][i]],
-        ]
-        for i in kept
-    ]
-    width = of_seed["observation"].shape[1]
-    features = result.features or tuple(f"feature {i + 1}" for i in range(width))
-    return {"decisions": decisions, "features": features, "actions": result.action_labels}
+        return None
+    fields = (np.asarray(x)[0][taken] for x in records.decision)
+    return _Seed(taken + 1, Decision(*fields))
 
 
-def _line(run: np.ndarray, most: int) -> dict[str, Any]:
-    kept = _spread(run.size, most)
-    return _points(kept + 1, run[kept])
+def _numbered(count: int) -> list[str]:
+    return [f"feature {i + 1}" for i in range(count)]
 
 
-def _points(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    return {"x": x.tolist(), "y": [_number(v, 5) for v in y]}
+def _line(run: np.ndarray, most: int) -> Points:
+    kept = curves.spread(run.size, most)
+    return points(kept + 1, run[kept])
 
 
-def _spread(size: int, most: int) -> np.ndarray:
-    """Return at most `most` of 0 … size - 1, evenly, with both ends."""
-    return np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))
-
-
-def _extremes(values: np.ndarray, most: int) -> np.ndarray:
-    """Return at most `most` indices of values, evenly, with every spike among them."""
-    if values.size <= most:
-        return np.arange(values.size)
-    parts = np.array_split(np.arange(values.size), most // 2)
-    low, high = (np.where(np.isfinite(values), values, edge) for edge in (np.inf, -np.inf))
-    lowest = [part[low[part].argmin()] for part in parts]
-    return np.unique(lowest + [part[high[part].argmax()] for part in parts])
-
-
-def _number(x: float | None, digits: int = 4) -> float | None:
-    return None if x is None or not np.isfinite(x) else float(f"{x:.{digits}g}")
+def _number(x: float, digits: int = 4) -> float | None:
+    return float(f"{x:.{digits}g}") if np.isfinite(x) else None

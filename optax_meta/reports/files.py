@@ -1,169 +1,182 @@
-"""The files of a report's folder: what is written into them, and read back.
+"""The files of a comparison: what is written into a folder, and read back.
 
-`results.json` holds what a comparison found, `records/METHOD.jsonl` one row a step; a file of such
-rows alone is a run.
+`results.json` holds what was found, `records/METHOD.jsonl` one row a step. A name becomes that of a
+file only where it is written, and is checked there; what is read or removed is chosen among the
+files that lie in `records/`, so no name of a results.json leads out of it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optax_meta import writers
-from optax_meta.meta.evaluation import Comparison, Interval, MethodResult, summarize
-from optax_meta.recording import COLUMNS, Decision, Record, Row, flatten
+from optax_meta.meta.evaluation import Comparison, Interval, MethodResult, Summary, summarize
+from optax_meta.recording import Row
+from optax_meta.reports import rows
+
+# Fields of a `Comparison` that are JSON values as they are.
+_SETTING = (
+    "task",
+    "description",
+    "optimizer",
+    "learning_rate",
+    "steps",
+    "seeds",
+    "planned_seeds",
+    "versions",
+)
 
 
-def results(comparison: Comparison) -> dict[str, Any]:
+def check_names(names: Iterable[str]) -> None:
+    r"""Make sure that each name can be that of a file within its folder, on any system.
+
+    Raises:
+        ValueError: one is empty or holds a separator, NUL or half a surrogate pair.
+
+    Example:
+        >>> optax_meta.reports.files.check_names(["plateau", "../victim"])
+        Traceback (most recent call last):
+        ValueError: `methods` must have names without /, \ and NUL, got '../victim'
+    """
+    for name in names:
+        # The separators of all systems, since a folder may be copied to another.
+        is_bare = name != "" and not set(name) & set("/\\\0")
+        # Where a drive's letter leads elsewhere, so does the joined path.
+        if not (is_bare and _is_text(name) and _records(Path(), name).parent == Path("records")):
+            raise ValueError(f"`methods` must have names without /, \\ and NUL, got {name!r}")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write the files of a comparison into an empty folder.
+
+    Raises:
+        ValueError: the name of a method cannot be that of a file.
+        OSError: the folder cannot be written to.
+    """
+    check_names(comparison.methods)
+    (folder / "records").mkdir()
+    for name, result in comparison.methods.items():
+        lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows.step_rows(result))
+        _records(folder, name).write_text("".join(lines), encoding="utf-8")
+    # Indented, so that two versions of it can be compared line by line.
+    text = json.dumps(_results(comparison), indent=1, allow_nan=False) + "\n"
+    (folder / "results.json").write_text(text, encoding="utf-8")
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Return the comparison that `write_comparison` wrote into a folder.
+
+    Raises:
+        ValueError: a file is missing or holds something else.
+
+    Example:
+        >>> from pathlib import Path
+        >>> optax_meta.reports.files.read_comparison(Path("/proc"))
+        Traceback (most recent call last):
+        ValueError: `/proc` is no complete folder of this version's `optax-meta compare`: ...
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        runs, bare_seconds = results["runs"], np.array(results["bare_seconds"])
+        records = _records_of(runs, folder)
+        # The ranking in there is for readers; ours is computed again.
+        methods = {name: rows.method_result(records[name], run) for name, run in runs.items()}
+        setting = {name: results[name] for name in _SETTING}
+        return Comparison(**setting, methods=methods, bare_seconds=bare_seconds)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        kind = "complete folder of this version's `optax-meta compare`"
+        raise ValueError(f"`{folder}` is no {kind}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, for those that say it in words; else its kind as well.
+
+    Example:
+        >>> optax_meta.reports.files.reason(KeyError("runs"))
+        "KeyError('runs')"
+    """
+    return str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+
+
+def outdated(folder: Path, kept: Iterable[str]) -> Iterator[Path]:
+    """Yield the records of an earlier comparison in a folder, but those of the methods `kept`.
+
+    Files that its results.json does not name are someone else's, and so are all where it cannot be
+    read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> list(optax_meta.reports.files.outdated(Path("/proc"), []))
+        []
+    """
+    try:
+        text = (folder / "results.json").read_text(encoding="utf-8")
+        named = set(json.loads(text)["runs"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return
+    # From what lies there, never by joining a name to the folder.
+    there = _there(folder)
+    yield from (there[name] for name in named.intersection(there).difference(kept))
+
+
+def _records(folder: Path, name: str) -> Path:
+    return folder / "records" / f"{name}.jsonl"
+
+
+def _records_of(names: Iterable[str], folder: Path) -> dict[str, list[Row]]:
+    there = _there(folder)
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(f"its records/ holds no file of {missing[0]!r}")
+    return {name: writers.read_rows(there[name]) for name in names}
+
+
+def _there(folder: Path) -> dict[str, Path]:
+    """Return the files of records that a folder holds, by method."""
+    found = (folder / "records").glob("*.jsonl")
+    return {path.stem: path for path in found if path.is_file()}
+
+
+def _results(comparison: Comparison) -> dict[str, object]:
     """Return what `results.json` holds, as JSON values."""
-    runs = {
-        name: {
-            "initial": _lists(result.initial),
-            "final": _lists(result.final),
-            "seconds": result.seconds.tolist(),
-            "action_labels": result.action_labels,
-            "features": result.features,
-        }
-        for name, result in comparison.methods.items()
+    return {
+        **{name: getattr(comparison, name) for name in _SETTING},
+        "ranking": [_summary(row) for row in summarize(comparison)],
+        "bare_seconds": comparison.bare_seconds.tolist(),
+        "runs": {name: _run(result) for name, result in comparison.methods.items()},
     }
-    setting = {
-        key: getattr(comparison, key)
-        for key in (
-            "task",
-            "description",
-            "optimizer",
-            "learning_rate",
-            "steps",
-            "seeds",
-            "planned_seeds",
-            "versions",
-        )
-    }
-    summary = [
-        {
-            name: value._asdict() if isinstance(value, Interval) else value
-            for name, value in row._asdict().items()
-        }
-        for row in summarize(comparison)
-    ]
-    bare = comparison.bare_seconds.tolist()
-    return {**setting, "ranking": summary, "bare_seconds": bare, "runs": runs}
 
 
-def _lists(values: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
-    """JSON has no nan or inf: null stands for both."""
+def _summary(row: Summary) -> dict[str, Any]:
+    return {
+        name: value._asdict() if isinstance(value, Interval) else value
+        for name, value in row._asdict().items()
+    }
+
+
+def _run(result: MethodResult) -> rows.Run:
+    return {
+        "initial": _lists(result.initial),
+        "final": _lists(result.final),
+        "seconds": result.seconds.tolist(),
+        "action_labels": result.action_labels,
+        "features": result.features,
+    }
+
+
+def _lists(values: dict[str, np.ndarray]) -> rows.JsonNumbers:
+    """Return arrays as lists; JSON has no nan or inf, for which None stands."""
     return {
         name: [x if np.isfinite(x) else None for x in array.tolist()]
         for name, array in values.items()
     }
-
-
-def step_rows(result: MethodResult) -> Iterator[Row]:
-    """One row a step, with the loss of its batch; None where that is not finite."""
-    flat = flatten(result.records, result.action_labels)
-    for row, loss in zip(flat, result.losses.flat, strict=True):
-        yield {**row, "loss": float(loss) if np.isfinite(loss) else None}
-
-
-def read_comparison(folder: Path) -> Comparison:
-    """Return the comparison that `results` and `step_rows` were written from."""
-    try:
-        held = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        runs = held.pop("runs")
-        methods = {
-            name: method_result(writers.read_rows(folder / "records" / f"{name}.jsonl"), run)
-            for name, run in runs.items()
-        }
-        held.pop("ranking")
-        bare = np.array(held.pop("bare_seconds"))
-        return Comparison(**held, methods=methods, bare_seconds=bare)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"`{folder}` is no complete folder of this version's `optax-meta compare`: {error}"
-        ) from error
-
-
-def method_result(rows: list[Row], run: Mapping[str, Any]) -> MethodResult:
-    """Stack rows as [seeds, steps]; nan where a run is shorter than the longest.
-
-    A run may leave out steps: until its next row, and before its first, the nearest one holds.
-    """
-    rows = [{"seed": 0, **row} for row in rows]
-    if not {"step", "decided"} <= rows[0].keys() or not {"value", "loss"} & rows[0].keys():
-        raise ValueError("a row of steps needs at least step, decided, and value or loss")
-    rows = [row for row in rows if row["step"] >= 1]
-    if not rows:
-        raise ValueError("no row has a step of 1 or more")
-    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(row["seed"] for row in rows))}
-    shape = (len(seeds), max(row["step"] for row in rows))
-    at = tuple(np.array([(seeds[row["seed"]], row["step"] - 1) for row in rows]).T)
-    held = _held(at, shape)
-
-    def stack(name: str) -> np.ndarray:
-        values = np.full(shape, np.nan)
-        values[at] = [np.nan if row.get(name) is None else row[name] for row in rows]
-        return np.where(held < 0, np.nan, np.take_along_axis(values, held, axis=1))
-
-    names = [name for name in rows[0] if name not in COLUMNS]
-    decided = np.zeros(shape, bool)
-    decided[at] = [row["decided"] for row in rows]
-    losses = stack("loss" if "loss" in rows[0] else "value")
-    fields: dict[str, Any] = {
-        "step": np.broadcast_to(np.arange(1, shape[1] + 1), shape),
-        "value": stack("value"),
-        "cost": stack("cost"),
-        "grad_norm": stack("grad_norm"),
-        "alignment": stack("alignment"),
-        "hyperparams": {name: stack(name) for name in names},
-        "decided": decided,
-        "num_nonfinite": np.nan_to_num(stack("num_nonfinite")).astype(int),
-        "decision": _stack_decisions(rows, at, shape),
-    }
-    return MethodResult(
-        initial=_arrays(run.get("initial", {})),
-        final=_arrays(run.get("final", {})),
-        losses=losses,
-        records=Record(**fields),
-        seconds=np.array(run.get("seconds", [])),
-        action_labels=tuple(run.get("action_labels", _labels(rows))),
-        features=tuple(run.get("features", ())),
-    )
-
-
-def _held(at: tuple[np.ndarray, ...], shape: tuple[int, int]) -> np.ndarray:
-    """Return for each step which one has its row, int[seeds, steps]; -1 after a run's last."""
-    steps = np.arange(shape[1])
-    is_there = np.zeros(shape, bool)
-    is_there[at] = True
-    latest = np.maximum.accumulate(np.where(is_there, steps, -1), axis=1)
-    first, last = is_there.argmax(axis=1)[:, None], latest[:, -1:]
-    return np.where(steps > last, -1, np.where(latest < 0, first, latest))
-
-
-def _stack_decisions(
-    rows: list[Row], at: tuple[np.ndarray, ...], shape: tuple[int, int]
-) -> Decision | None:
-    taken = [i for i, row in enumerate(rows) if "action" in row]
-    if not taken:
-        return None
-    there = tuple(indices[taken] for indices in at)
-    fields = {}
-    for name in Decision._fields:
-        dtype = np.int64 if name == "action" else np.float64
-        values = np.array([rows[i][name] for i in taken], dtype)
-        fields[name] = np.zeros((*shape, *values.shape[1:]), dtype)
-        fields[name][there] = values
-    return Decision(**fields)
-
-
-def _labels(rows: list[Row]) -> tuple[str, ...]:
-    """Return the names of the actions that were taken; the others go by their number."""
-    taken = {row["action"]: row["action_label"] for row in rows if "action_label" in row}
-    count = max((len(row["probabilities"]) for row in rows if "probabilities" in row), default=0)
-    return tuple(taken.get(i, f"action {i}") for i in range(count))
-
-
-def _arrays(values: Mapping[str, list[float | None]]) -> dict[str, np.ndarray]:
-    return {name: np.array(x, np.float64) for name, x in values.items()}

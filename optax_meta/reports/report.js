@@ -1,250 +1,333 @@
 "use strict";
-// Draws each chart of #chart-data as SVG: legend toggles, zoom, log axes, decisions on hover or by key.
-(() => {
-  const NS = "http://www.w3.org/2000/svg";
-  const DASHES = ["", "7 3", "2 3", "9 3 2 3", "16 4"];
-  const M = { left: 78, right: 14, top: 10, bottom: 40 };
+// Draws each chart of #chart-data as SVG, for screen and paper alike: legend, zoom, log axes, and
+// the decisions behind a line, by pointer or by key. Python (`charts.py`) says what a chart holds.
 
-  const make = (tag, attrs = {}, text = "") => {
-    const node = ["svg", "g", "path", "line", "text", "circle", "rect", "clipPath"].includes(tag)
-      ? document.createElementNS(NS, tag) : document.createElement(tag);
-    for (const [key, value] of Object.entries(attrs)) node.setAttribute(key, value);
-    if (text !== "") node.textContent = text;
+const SVG = "http://www.w3.org/2000/svg";
+const SVG_TAGS = new Set(["svg", "g", "path", "line", "text", "circle", "rect", "clipPath"]);
+// For print without colour. Five dashes and seven colours: 35 lines before one comes again.
+const DASHES = ["", "7 3", "2 3", "9 3 2 3", "16 4"];
+const COLORS = 7;
+const MARGIN = { left: 78, right: 14, top: 10, bottom: 40 };
+// Pixels between the margins of an A4 page; on letter paper it grows by 3 %.
+const PAPER = 680;
+const PHONE = 600;
+
+const make = (tag, attributes = {}, text = "") => {
+  const node = SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text !== "") node.textContent = text;
+  return node;
+};
+const color = (series) => `s${series.style % COLORS}`;
+const lineStyle = (series) => ({ class: color(series), "stroke-dasharray": DASHES[series.style % DASHES.length] });
+const clamp = (x, [low, high]) => Math.min(high, Math.max(low, x));
+const spaced = (name) => name.replace(/_/g, " ");
+const valueAt = (series, x) => series.y[before(series.x, x)];
+
+class Chart {
+  constructor(holder, data, number) {
+    this.data = data;
+    this.clip = `clip-${number}`;
+    const ends = data.series.flatMap((s) => [s.x[0], s.x[s.x.length - 1]]);
+    const first = Math.min(...ends), last = Math.max(...ends);
+    this.whole = [first, last > first ? last : first + 1];
+    // What the reader chose: the steps shown, which lines, and the step that is explained.
+    this.range = [...this.whole];
+    this.log = data.log;
+    this.others = data.faint;
+    this.hidden = new Set();
+    this.current = 0;
+    this.at = null;
+    this.dragged = null;
+    this.plot = make("div", { class: "plot" });
+    this.svg = make("svg", {
+      tabindex: 0, role: "group",
+      "aria-label": `${data.title}. Arrow keys: left and right to the next decision, up and down to another line; + and − zoom, 0 resets.`,
+    });
+    this.tip = make("div", { class: "tip", role: "status", hidden: "" });
+    this.plot.append(this.svg, this.tip);
+    holder.append(this.legend(), this.tools(), this.plot);
+    this.listen();
+    new ResizeObserver(() => {
+      if (this.plot.clientWidth && this.plot.clientWidth !== this.width) this.draw();
+    }).observe(this.plot);
+    this.draw();
+  }
+
+  // Buttons. `act` returns whether its button is now pressed.
+  button(label, isPressed, act) {
+    const node = make("button", { type: "button", "aria-pressed": isPressed }, label);
+    node.addEventListener("click", () => {
+      node.setAttribute("aria-pressed", act());
+      this.draw();
+    });
     return node;
-  };
-  const show = (v) => {
-    if (v === null || v === undefined) return "–";
-    const a = Math.abs(v);
-    return a !== 0 && (a < 1e-3 || a >= 1e5) ? v.toExponential(2).replace(/\.?0*e\+?/, "e") : String(Number(v.toPrecision(4)));
-  };
-  const linearTicks = (lo, hi, count, least = 0) => {
-    const raw = Math.max((hi - lo) / count, least), base = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 5, 10].map((m) => m * base).find((s) => s >= raw) || raw;
-    const ticks = [];
-    for (let v = Math.ceil(lo / step) * step; v <= hi + step * 1e-9; v += step) ticks.push(Number(v.toPrecision(12)));
-    return ticks;
-  };
-  const logTicks = (lo, hi) => {
-    const from = Math.floor(Math.log10(lo)), to = Math.ceil(Math.log10(hi)), skip = Math.ceil((to - from) / 7);
-    const ticks = (digits, every) => {
-      const found = [];
-      for (let k = from; k <= to; k += every) for (const d of digits) found.push(Number(`${d}e${k}`));
-      return found.filter((v) => v >= lo && v <= hi);
-    };
-    const few = [ticks([1], skip), ticks([1, 3], 1), ticks([1, 2, 5], 1)].find((found) => found.length > 3);
-    return few || linearTicks(lo, hi, 4).filter((v) => v > 0);
-  };
-  // Index of the last x that is ≤ at, or of the first.
-  const before = (xs, at) => {
-    let lo = 0, hi = xs.length;
-    while (lo < hi) { const mid = (lo + hi) >> 1; if (xs[mid] <= at) lo = mid + 1; else hi = mid; }
-    return Math.max(0, lo - 1);
-  };
-
-  function chart(holder, data) {
-    const all = [Math.min(...data.series.map((s) => s.x[0])), Math.max(...data.series.map((s) => s.x[s.x.length - 1]))];
-    if (all[0] === all[1]) all[1] += 1;
-    const view = { x: [...all], log: data.log, others: data.faint, hidden: new Set(), current: 0, at: null };
-    let W = 900, H = 340, sx, sy, ux, from = null;
-
+  }
+  legend() {
     const bar = make("div", { class: "bar" });
-    const button = (label, pressed, act) => {
-      const node = make("button", { type: "button" }, label);
-      if (pressed !== null) node.setAttribute("aria-pressed", pressed);
-      node.addEventListener("click", () => { const on = act(); if (pressed !== null) node.setAttribute("aria-pressed", on); draw(); });
-      return node;
-    };
-    const style = (s) => ({ class: `s${s.style % 7}`, "stroke-dasharray": DASHES[s.style % DASHES.length] });
-    if (data.series.length > 1) data.series.forEach((s, i) => {
-      const node = button(s.name, true, () => {
-        if (view.hidden.has(i)) view.hidden.delete(i); else view.hidden.add(i);
-        return !view.hidden.has(i);
+    if (this.data.series.length < 2) return bar;
+    this.data.series.forEach((s, i) => {
+      const node = this.button(s.name, true, () => {
+        if (!this.hidden.delete(i)) this.hidden.add(i);
+        return !this.hidden.has(i);
       });
       const swatch = make("svg", { class: "swatch", width: 26, height: 10, "aria-hidden": "true" });
-      swatch.append(make("line", { x1: 1, x2: 25, y1: 5, y2: 5, ...style(s), "stroke-width": 2.5 }));
+      swatch.append(make("line", { x1: 1, x2: 25, y1: 5, y2: 5, ...lineStyle(s), "stroke-width": 2.5 }));
       node.prepend(swatch);
       bar.append(node);
     });
-    const tools = make("div", { class: "bar tools" });
-    tools.append(button("log axis", view.log, () => (view.log = !view.log)));
-    if (data.series.some((s) => s.others && s.others.length)) tools.append(button(data.others, view.others, () => (view.others = !view.others)));
-    tools.append(button("reset zoom", null, () => { view.x = [...all]; }));
-    const plot = make("div", { class: "plot" });
-    const svg = make("svg", { tabindex: 0, role: "group", "aria-label": `${data.title}. Arrow keys: left and right to the next decision, up and down to another line; + and − zoom, 0 resets.` });
-    const tip = make("div", { class: "tip", role: "status", hidden: "" });
-    plot.append(svg, tip);
-    if (data.title !== holder.closest("figure").previousElementSibling.textContent) holder.append(make("h3", {}, data.title));
-    holder.append(bar, tools, plot);
-
-    const visible = () => data.series.map((s, i) => [s, i]).filter(([, i]) => !view.hidden.has(i));
-    const usable = (v) => v !== null && (!view.log || v > 0);
-
-    function scales() {
-      W = Math.max(280, plot.clientWidth); H = W < 600 ? 260 : 340;
-      let lo = Infinity, hi = -Infinity;
-      const take = (line, step) => {
-        let last = null;
-        line.x.forEach((x, k) => {
-          const v = line.y[k];
-          if (!usable(v)) return;
-          if (x < view.x[0]) { last = v; return; }
-          if (x <= view.x[1]) { lo = Math.min(lo, v); hi = Math.max(hi, v); }
-        });
-        if (step && last !== null) { lo = Math.min(lo, last); hi = Math.max(hi, last); }
-      };
-      for (const [s] of visible()) { take(s, s.step); if (view.others) (s.others || []).forEach((o) => take(o, s.step)); }
-      if (lo > hi) { lo = view.log ? 0.1 : 0; hi = 1; }
-      const f = view.log ? Math.log10 : (v) => v;
-      let a = f(lo), b = f(hi);
-      const pad = b > a ? 0.06 * (b - a) : view.log ? 0.3 : 0.5 * Math.abs(a) || 1;
-      a -= pad; b += pad;
-      const range = view.log ? [10 ** a, 10 ** b] : [a, b];
-      sx = (x) => M.left + ((x - view.x[0]) / (view.x[1] - view.x[0])) * (W - M.left - M.right);
-      ux = (p) => view.x[0] + ((p - M.left) / (W - M.left - M.right)) * (view.x[1] - view.x[0]);
-      sy = (v) => H - M.bottom - ((f(v) - a) / (b - a)) * (H - M.top - M.bottom);
-      return range;
+    return bar;
+  }
+  tools() {
+    const bar = make("div", { class: "bar tools" });
+    bar.append(this.button("log axis", this.log, () => (this.log = !this.log)));
+    if (this.data.series.some((s) => s.others.length)) {
+      bar.append(this.button(this.data.others, this.others, () => (this.others = !this.others)));
     }
-    function path(line, step) {
-      let d = "", open = false;
+    const reset = make("button", { type: "button" }, "reset zoom");
+    reset.addEventListener("click", () => this.reset());
+    bar.append(reset);
+    return bar;
+  }
+
+  // Scales.
+  visible() {
+    return this.data.series.map((s, i) => [s, i]).filter(([, i]) => !this.hidden.has(i));
+  }
+  usable(v) {
+    return v !== null && (!this.log || v > 0);
+  }
+  lowestAndHighest() {
+    let low = Infinity, high = -Infinity;
+    const take = (v) => { low = Math.min(low, v); high = Math.max(high, v); };
+    const takeLine = (line, isStep) => {
+      let latest = null;
       line.x.forEach((x, k) => {
-        const v = line.y[k];
-        if (!usable(v)) { open = false; return; }
-        const px = sx(x).toFixed(1), py = sy(v).toFixed(1);
-        d += open ? (step ? `H${px}V${py}` : `L${px} ${py}`) : `M${px} ${py}`;
-        open = true;
+        if (!this.usable(line.y[k]) || x > this.range[1]) return;
+        if (x < this.range[0]) latest = line.y[k]; else take(line.y[k]);
       });
-      return d;
+      // A line of steps enters the view at the height of the last point before it.
+      if (isStep && latest !== null) take(latest);
+    };
+    for (const [s] of this.visible()) {
+      takeLine(s, s.step);
+      if (this.others) for (const other of s.others) takeLine(other, s.step);
     }
-    function draw() {
-      const range = scales();
-      svg.replaceChildren();
-      svg.setAttribute("viewBox", `0 0 ${W} ${H}`); svg.setAttribute("height", H);
-      const clip = make("clipPath", { id: `clip-${data.id}` });
-      clip.append(make("rect", { x: M.left, y: 0, width: W - M.left - M.right, height: H - M.bottom + 2 }));
-      svg.append(clip);
-      for (const v of view.log ? logTicks(...range) : linearTicks(...range, 5)) {
-        svg.append(make("line", { class: "grid", x1: M.left, x2: W - M.right, y1: sy(v), y2: sy(v) }),
-          make("text", { x: M.left - 6, y: sy(v) + 4, "text-anchor": "end" }, show(v)));
-      }
-      for (const v of linearTicks(...view.x, W < 600 ? 4 : 8, 1)) {
-        svg.append(make("text", { x: sx(v), y: H - M.bottom + 17, "text-anchor": "middle" }, show(v)));
-      }
-      svg.append(make("line", { class: "axis", x1: M.left, x2: W - M.right, y1: H - M.bottom, y2: H - M.bottom }),
-        make("text", { x: (W + M.left) / 2, y: H - 5, "text-anchor": "middle" }, data.x),
-        make("text", { transform: `translate(12 ${(H - M.bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, data.y));
-      const lines = make("g", { "clip-path": `url(#clip-${data.id})` });
-      for (const [s] of visible()) {
-        if (view.others) for (const o of s.others || []) lines.append(make("path", { d: path(o, s.step), class: `s${s.style % 7} other` }));
-        lines.append(make("path", { d: path(s, s.step), ...style(s), "data-series": s.name }));
-        const marked = s.x.length === 1 ? s.x : (s.decisions || []).map((d) => d[0]);
-        const steps = marked.filter((x) => x >= view.x[0] && x <= view.x[1]);
-        // A dot for each decision where there is room for them, and for a line of one point.
-        if (steps.length * 8 < W) for (const x of steps) {
-          const v = valueAt(s, x);
-          if (usable(v)) lines.append(make("circle", { class: `s${s.style % 7} dot`, cx: sx(x), cy: sy(v), r: 2.5 }));
-        }
-      }
-      svg.append(lines, make("g", { class: "cursor" }), make("rect", { class: "select", y: M.top, height: H - M.top - M.bottom, width: 0 }));
-      point();
-    }
-    const valueAt = (s, x) => s.y[before(s.x, x)];
+    return low <= high ? [low, high] : [this.log ? 0.1 : 0, 1];
+  }
+  scale(width) {
+    this.width = Math.max(280, width);
+    // Two charts with their captions fit on a sheet.
+    this.height = this.width < PHONE ? 260 : this.width <= PAPER ? 300 : 340;
+    const to = this.log ? Math.log10 : (v) => v, from = this.log ? (v) => 10 ** v : (v) => v;
+    let [low, high] = this.lowestAndHighest().map(to);
+    // Room above and below; a flat line runs through the middle.
+    const room = high > low ? 0.06 * (high - low) : this.log ? 0.3 : 0.5 * Math.abs(low) || 1;
+    low -= room;
+    high += room;
+    const inner = this.width - MARGIN.left - MARGIN.right, tall = this.height - MARGIN.top - MARGIN.bottom;
+    const [start, end] = this.range;
+    this.toX = (x) => MARGIN.left + ((x - start) / (end - start)) * inner;
+    this.fromX = (px) => start + ((px - MARGIN.left) / inner) * (end - start);
+    this.toY = (v) => this.height - MARGIN.bottom - ((to(v) - low) / (high - low)) * tall;
+    return [from(low), from(high)];
+  }
 
-    function point() {
-      const cursor = svg.querySelector(".cursor"), s = data.series[view.current];
-      cursor.replaceChildren();
-      if (view.at === null || view.hidden.has(view.current)) { tip.hidden = true; return; }
-      const decision = s.decisions && s.decisions[before(s.decisions.map((d) => d[0]), view.at)];
-      const value = valueAt(s, view.at), px = sx(view.at);
-      cursor.append(make("line", { x1: px, x2: px, y1: M.top, y2: H - M.bottom }));
-      if (usable(value)) cursor.append(make("circle", { cx: px, cy: sy(value), r: 5, class: `s${s.style % 7}` }));
-      explain(s, value, decision && decision[0] <= view.at ? decision : null);
-      tip.hidden = false;
-      const wide = W >= 600;
-      tip.style.left = !wide ? "" : px < W / 2 ? `${px + 14}px` : "";
-      tip.style.right = !wide ? "" : px < W / 2 ? "" : `${W - px + 14}px`;
+  // Drawing.
+  draw(width = this.plot.clientWidth) {
+    const values = this.scale(width);
+    this.svg.replaceChildren();
+    this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
+    this.svg.setAttribute("height", this.height);
+    this.drawAxes(values);
+    this.drawLines();
+    this.svg.append(
+      make("g", { class: "cursor" }),
+      make("rect", { class: "select", y: MARGIN.top, height: this.height - MARGIN.top - MARGIN.bottom, width: 0 }),
+    );
+    this.explain();
+  }
+  drawAxes(values) {
+    const { left, right, bottom } = MARGIN, base = this.height - bottom, end = this.width - right;
+    const text = (label, attributes) => this.svg.append(make("text", { "text-anchor": "middle", ...attributes }, label));
+    const line = (kind, y) => this.svg.append(make("line", { class: kind, x1: left, x2: end, y1: y, y2: y }));
+    for (const v of this.log ? logTicks(values) : linearTicks(values, 6)) {
+      line("grid", this.toY(v));
+      text(show(v), { x: left - 6, y: this.toY(v) + 4, "text-anchor": "end" });
     }
-    function explain(s, value, decision) {
-      tip.replaceChildren(make("strong", {}, s.name), make("p", {}, `${data.x} ${show(Math.round(view.at))}: ${data.y} ${show(value)}`));
-      if (!decision) return;
-      const [step, action, reward, probabilities, features] = decision;
-      const label = (k) => (s.actions[k] || `action ${k}`).replace(/_/g, " ");
-      tip.append(make("p", {}, `Decision at step ${step}: ${label(action)}. Reward: ${reward === null ? "not recorded" : show(reward)}.`));
-      const table = (title, names, values, mark) => {
-        const list = make("dl", { "aria-label": title });
-        values.forEach((v, k) => list.append(make("dt", k === mark ? { class: "taken" } : {}, names(k)), make("dd", {}, show(v))));
-        tip.append(make("p", { class: "head" }, title), list);
-      };
-      table("Probabilities", label, probabilities.map((p) => Math.round(p * 1e4) / 1e4), action);
-      table("What the policy saw", (k) => s.features[k].replace(/_/g, " "), features.map((v) => Math.round(v * 1e3) / 1e3), -1);
+    for (const v of linearTicks(this.range, this.width < PHONE ? 4 : 8, 1)) {
+      text(show(v), { x: this.toX(v), y: base + 17 });
     }
-    function zoom(factor, around) {
-      const next = view.x.map((x) => around + (x - around) * factor);
-      view.x = [Math.max(all[0], next[0]), Math.min(all[1], next[1])];
-      if (view.x[1] - view.x[0] < 1e-3 * (all[1] - all[0])) return;
-      draw();
+    line("axis", base);
+    text(this.data.x, { x: (this.width + left) / 2, y: this.height - 5 });
+    text(this.data.y, { transform: `translate(12 ${base / 2}) rotate(-90)` });
+  }
+  drawLines() {
+    const clip = make("clipPath", { id: this.clip });
+    const width = this.width - MARGIN.left - MARGIN.right;
+    clip.append(make("rect", { x: MARGIN.left, y: 0, width, height: this.height - MARGIN.bottom + 2 }));
+    const lines = make("g", { "clip-path": `url(#${this.clip})` });
+    for (const [s] of this.visible()) {
+      if (this.others) for (const o of s.others) lines.append(make("path", { d: this.path(o, s.step), class: `${color(s)} other` }));
+      lines.append(make("path", { d: this.path(s, s.step), ...lineStyle(s), "data-series": s.name }), ...this.dots(s));
     }
-    const local = (event) => ((event.clientX - svg.getBoundingClientRect().left) / svg.getBoundingClientRect().width) * W;
-    function hover(event) {
-      const px = local(event), box = svg.getBoundingClientRect(), py = ((event.clientY - box.top) / box.height) * H;
-      const x = Math.min(view.x[1], Math.max(view.x[0], Math.round(ux(px))));
-      let best = Infinity;
-      for (const [s, i] of visible()) {
-        const v = valueAt(s, x);
-        const gap = usable(v) ? Math.abs(sy(v) - py) : 1e9;
-        // Among equals the one with decisions has more to say.
-        if (gap < best - 0.5 || (gap < best + 0.5 && s.decisions)) { best = Math.min(best, gap); view.current = i; }
-      }
-      view.at = x; point();
-    }
-    svg.addEventListener("pointermove", (event) => {
-      if (from === null) { hover(event); return; }
-      const to = local(event), box = svg.querySelector(".select");
-      box.setAttribute("x", Math.min(from, to)); box.setAttribute("width", Math.abs(to - from));
+    this.svg.append(clip, lines);
+  }
+  path(line, isStep) {
+    let d = "", isOpen = false;
+    line.x.forEach((x, k) => {
+      const v = line.y[k];
+      if (!this.usable(v)) { isOpen = false; return; }
+      const px = this.toX(x).toFixed(1), py = this.toY(v).toFixed(1);
+      d += !isOpen ? `M${px} ${py}` : isStep ? `H${px}V${py}` : `L${px} ${py}`;
+      isOpen = true;
     });
-    svg.addEventListener("pointerdown", (event) => { from = local(event); svg.setPointerCapture(event.pointerId); hover(event); });
-    svg.addEventListener("pointerup", (event) => {
-      const ends = [from, local(event)].sort((a, b) => a - b).map(ux);
-      if (from !== null && Math.abs(local(event) - from) > 12) view.x = [Math.max(all[0], ends[0]), Math.min(all[1], ends[1])];
-      from = null; draw(); hover(event);
+    return d;
+  }
+  // A dot for each decision where there is room for them, and for a line of one point.
+  dots(s) {
+    const marked = s.x.length === 1 ? s.x : (s.decisions || []).map((d) => d[0]);
+    const steps = marked.filter((x) => x >= this.range[0] && x <= this.range[1]);
+    if (steps.length * 8 >= this.width) return [];
+    return steps.filter((x) => this.usable(valueAt(s, x))).map((x) => this.circle(s, x, "dot", 2.5));
+  }
+  circle(s, x, kind, r) {
+    return make("circle", { class: `${color(s)} ${kind}`, cx: this.toX(x), cy: this.toY(valueAt(s, x)), r });
+  }
+
+  // What stands behind the step `at` of the current line.
+  explain() {
+    const cursor = this.svg.querySelector(".cursor"), s = this.data.series[this.current];
+    cursor.replaceChildren();
+    this.tip.hidden = this.at === null || this.hidden.has(this.current);
+    if (this.tip.hidden) return;
+    const px = this.toX(this.at), value = valueAt(s, this.at);
+    cursor.append(make("line", { x1: px, x2: px, y1: MARGIN.top, y2: this.height - MARGIN.bottom }));
+    if (this.usable(value)) cursor.append(this.circle(s, this.at, "", 5));
+    const place = `${this.data.x} ${show(Math.round(this.at))}: ${this.data.y} ${show(value)}`;
+    this.tip.replaceChildren(make("strong", {}, s.name), make("p", {}, place));
+    const decision = s.decisions && s.decisions[before(s.decisions.map((d) => d[0]), this.at)];
+    if (decision && decision[0] <= this.at) this.describe(s, decision);
+    this.placeTip(px);
+  }
+  describe(s, [step, action, reward, probabilities, features]) {
+    const label = (k) => spaced(s.actions[k] || `action ${k}`);
+    const earned = reward === null ? "not recorded" : show(reward);
+    this.tip.append(make("p", {}, `Decision at step ${step}: ${label(action)}. Reward: ${earned}.`));
+    const table = (title, names, values, digits, mark) => {
+      const list = make("dl", { "aria-label": title });
+      values.forEach((v, k) => {
+        const rounded = v === null ? null : Number(v.toFixed(digits));
+        list.append(make("dt", k === mark ? { class: "taken" } : {}, names(k)), make("dd", {}, show(rounded)));
+      });
+      this.tip.append(make("p", { class: "head" }, title), list);
+    };
+    table("Probabilities", label, probabilities, 4, action);
+    table("What the policy observed", (k) => spaced(s.features[k]), features, 3, -1);
+  }
+  // Beside the line, on the side where there is more room.
+  placeTip(px) {
+    const isWide = this.width >= PHONE, isLeft = px < this.width / 2;
+    this.tip.style.left = isWide && isLeft ? `${px + 14}px` : "";
+    this.tip.style.right = isWide && !isLeft ? `${this.width - px + 14}px` : "";
+  }
+
+  // Reading.
+  reset() {
+    this.range = [...this.whole];
+    this.draw();
+  }
+  zoom(factor, around) {
+    const next = this.range.map((x) => clamp(around + (x - around) * factor, this.whole));
+    if (next[1] - next[0] < 1e-3 * (this.whole[1] - this.whole[0])) return;
+    this.range = next;
+    this.draw();
+  }
+  leave() {
+    this.dragged = null;
+    this.at = null;
+    this.draw();
+  }
+  // Pixels of the drawing, which a style sheet may have scaled.
+  local(event) {
+    const box = this.svg.getBoundingClientRect();
+    return [((event.clientX - box.left) / box.width) * this.width, ((event.clientY - box.top) / box.height) * this.height];
+  }
+  hover(event) {
+    const [px, py] = this.local(event);
+    const x = clamp(Math.round(this.fromX(px)), this.range);
+    let best = Infinity;
+    for (const [s, i] of this.visible()) {
+      const v = valueAt(s, x);
+      const gap = this.usable(v) ? Math.abs(this.toY(v) - py) : 1e9;
+      // Among equals the one with decisions has more to say.
+      if (gap < best - 0.5 || (gap < best + 0.5 && s.decisions)) { best = Math.min(best, gap); this.current = i; }
+    }
+    this.at = x;
+    this.explain();
+  }
+  drag(event) {
+    const [to] = this.local(event), box = this.svg.querySelector(".select");
+    box.setAttribute("x", Math.min(this.dragged, to));
+    box.setAttribute("width", Math.abs(to - this.dragged));
+  }
+  drop(event) {
+    const ends = [this.dragged, this.local(event)[0]].sort((a, b) => a - b);
+    // Less is a click with an unsteady hand.
+    if (this.dragged !== null && ends[1] - ends[0] > 12) this.range = ends.map((px) => clamp(this.fromX(px), this.whole));
+    this.dragged = null;
+    this.draw();
+    this.hover(event);
+  }
+  key(event) {
+    const shown = this.visible().map(([, i]) => i);
+    if (!shown.length) return;
+    if (!shown.includes(this.current)) this.current = shown[0];
+    const s = this.data.series[this.current], xs = s.decisions ? s.decisions.map((d) => d[0]) : s.x;
+    const at = this.at === null ? -1 : before(xs, this.at), turn = shown.indexOf(this.current);
+    const middle = this.at === null ? (this.range[0] + this.range[1]) / 2 : this.at;
+    const walk = (to) => { this.at = xs[clamp(to, [0, xs.length - 1])]; };
+    const turnTo = (to) => { this.current = shown[(to + shown.length) % shown.length]; this.at = middle; };
+    const acts = {
+      ArrowRight: () => walk(at + 1), ArrowLeft: () => walk(at - 1),
+      ArrowUp: () => turnTo(turn - 1), ArrowDown: () => turnTo(turn + 1),
+      "+": () => this.zoom(0.8, middle), "-": () => this.zoom(1.25, middle),
+      0: () => { this.range = [...this.whole]; }, Escape: () => { this.at = null; },
+    };
+    if (!(event.key in acts)) return;
+    event.preventDefault();
+    acts[event.key]();
+    // Who walks out of the view wants to see where.
+    if (this.at !== null && this.at !== clamp(this.at, this.range)) this.range = [...this.whole];
+    this.draw();
+  }
+  listen() {
+    const on = (kind, act, options) => this.svg.addEventListener(kind, act, options);
+    on("pointermove", (event) => (this.dragged === null ? this.hover(event) : this.drag(event)));
+    on("pointerdown", (event) => {
+      [this.dragged] = this.local(event);
+      this.svg.setPointerCapture(event.pointerId);
+      this.hover(event);
     });
-    svg.addEventListener("pointercancel", () => { from = null; draw(); });
-    svg.addEventListener("dblclick", () => { view.x = [...all]; draw(); });
+    on("pointerup", (event) => this.drop(event));
+    on("pointercancel", () => { this.dragged = null; this.draw(); });
     // A finger that is lifted has left too, but what it tapped stays explained.
-    svg.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") { from = null; view.at = null; draw(); } });
-    svg.addEventListener("blur", () => { view.at = null; point(); });
-    svg.addEventListener("wheel", (event) => {
+    on("pointerleave", (event) => { if (event.pointerType !== "touch") this.leave(); });
+    on("dblclick", () => this.reset());
+    on("blur", () => { this.at = null; this.explain(); });
+    on("wheel", (event) => {
       // The page scrolls unless the chart was clicked or Ctrl is held.
-      if (document.activeElement !== svg && !event.ctrlKey) return;
-      event.preventDefault(); zoom(event.deltaY > 0 ? 1.25 : 0.8, ux(local(event)));
+      if (document.activeElement !== this.svg && !event.ctrlKey) return;
+      event.preventDefault();
+      this.zoom(event.deltaY > 0 ? 1.25 : 0.8, this.fromX(this.local(event)[0]));
     }, { passive: false });
-    svg.addEventListener("keydown", (event) => {
-      const shown = visible().map(([, i]) => i);
-      if (!shown.length) return;
-      if (!shown.includes(view.current)) view.current = shown[0];
-      const s = data.series[view.current], xs = s.decisions ? s.decisions.map((d) => d[0]) : s.x;
-      const at = view.at === null ? -1 : before(xs, view.at), turn = shown.indexOf(view.current);
-      const middle = view.at === null ? (view.x[0] + view.x[1]) / 2 : view.at;
-      const acts = {
-        ArrowRight: () => { view.at = xs[Math.min(xs.length - 1, at + 1)]; },
-        ArrowLeft: () => { view.at = xs[Math.max(0, at - 1)]; },
-        ArrowUp: () => { view.current = shown[(turn + shown.length - 1) % shown.length]; view.at = middle; },
-        ArrowDown: () => { view.current = shown[(turn + 1) % shown.length]; view.at = middle; },
-        "+": () => zoom(0.8, middle), "-": () => zoom(1.25, middle), "0": () => { view.x = [...all]; },
-        Escape: () => { view.at = null; },
-      };
-      if (!(event.key in acts)) return;
-      event.preventDefault(); acts[event.key]();
-      if (view.at !== null && (view.at < view.x[0] || view.at > view.x[1])) view.x = [...all];
-      draw();
-    });
-    new ResizeObserver(() => { if (plot.clientWidth && plot.clientWidth !== W) draw(); }).observe(plot);
-    draw();
+    on("keydown", (event) => this.key(event));
   }
+}
 
-  const charts = JSON.parse(document.getElementById("chart-data").textContent);
-  for (const data of charts) {
-    const holder = document.getElementById(`chart-${data.id}`);
-    holder.closest("figure").classList.add("live");
-    chart(holder, data);
-  }
-})();
+const data = JSON.parse(document.getElementById("chart-data").textContent);
+const charts = data.map((chart, i) => new Chart(document.getElementById(`chart-${chart.id}`), chart, i));
+// A chart as wide as the window would shrink on paper, and its text with it. The reader's zoom and
+// choice of lines stay: what was looked at is what is printed.
+addEventListener("beforeprint", () => charts.forEach((chart) => chart.draw(PAPER)));
+addEventListener("afterprint", () => charts.forEach((chart) => chart.draw()));

@@ -22,7 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:  # the page needs matplotlib, which `meta-train` does without
     from optax_meta.meta.evaluation import Comparison
-    from optax_meta.reports.page import Table as TextTable
+    from optax_meta.reports.table import Table as TextTable
 
 Show = Callable[[str, int, int], None]
 """Called with (label, done, total)."""
