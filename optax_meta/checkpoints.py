@@ -81,7 +81,8 @@ def save_policy(
     params = np.asarray(ravel_pytree(policy.params)[0], np.float32)
     if not np.all(np.abs(params) <= _LARGEST_PARAM):
         raise ValueError(
-            "the policy has parameters that are not finite or beyond ±10000: nothing was written"
+            "the policy has parameters that are not finite or beyond ±10000: nothing was written; "
+            "save an earlier state of it"
         )
     path = Path(path)
     try:
@@ -92,13 +93,15 @@ def save_policy(
                 _write(whole, card, params)
                 load_policy(whole, encoder=policy.encoder)
             except (ValueError, TypeError) as error:
-                why = str(error).removeprefix(f"cannot read the policy file `{whole}`: ")
                 raise ValueError(
-                    f"such a policy cannot be saved: {why}; nothing was written"
+                    f"such a policy cannot be saved: {error.__cause__ or error}; nothing was "
+                    "written: change the policy first"
                 ) from error
             whole.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write the policy to `{path}`: {error.strerror}") from error
+        raise ValueError(
+            f"cannot write the policy to `{path}`: {error.strerror}; choose another path"
+        ) from error
 
 
 def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None = None) -> Policy:
@@ -119,8 +122,8 @@ def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None
     Example:
         >>> optax_meta.load_policy("missing.policy")
         Traceback (most recent call last):
-        ValueError: cannot read the policy file `missing.policy`: no such file; the package has \
-adamw-lr-wd-v1, any-lr-v1
+        ValueError: cannot read the policy file `missing.policy`: no such file; pass a path, or \
+one of adamw-lr-wd-v1, any-lr-v1
     """
     path = _path(name_or_path)
     try:
@@ -130,14 +133,16 @@ adamw-lr-wd-v1, any-lr-v1
     except FileNotFoundError:
         shipped = ", ".join(available_policies())
         raise ValueError(
-            f"cannot read the policy file `{path}`: no such file; the package has {shipped}"
+            f"cannot read the policy file `{path}`: no such file; pass a path, or one of {shipped}"
         ) from None
     except KeyError as error:
         raise ValueError(
-            f"cannot read the policy file `{path}`: it has no {error.args[0]!r}"
+            f"cannot read the policy file `{path}`: it has no {error.args[0]!r}; pass another file"
         ) from error
     except Exception as error:  # a hostile file may provoke any: one error for all
-        raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
+        raise ValueError(
+            f"cannot read the policy file `{path}`: {error} (or pass another file)"
+        ) from error
 
 
 def read_card(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -160,7 +165,9 @@ def read_card(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return _read(path)[0]
     except Exception as error:
-        raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
+        raise ValueError(
+            f"cannot read the policy file `{path}`: {error} (or pass another file)"
+        ) from error
 
 
 def _path(name_or_path: str | os.PathLike[str]) -> Path:
@@ -281,7 +288,7 @@ def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
         card = json.loads(archive.read("card.json"))
         params = np.load(io.BytesIO(archive.read("params.npy")), allow_pickle=False)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}; write it again with `save_policy`")
+        raise ValueError(f"its format is not {FORMAT}")
     is_vector = isinstance(params, np.ndarray) and params.dtype == np.float32 and params.ndim == 1
     if not is_vector or not np.all(np.abs(params) <= _LARGEST_PARAM):
         raise ValueError("its parameters are no float32 vector within ±10000")
@@ -348,7 +355,7 @@ def _guide(card: dict[str, Any]) -> Guide:
     }
     guide = Guide(**values).check()
     if large := [k for k, v in values.items() if isinstance(v, int) and v > _LARGEST_COUNT]:
-        raise ValueError(f"the guide's `{large[0]}` is above {_LARGEST_COUNT}")
+        raise ValueError(f"the guide's `{large[0]}` must be at most {_LARGEST_COUNT}")
     return guide
 
 

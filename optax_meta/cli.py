@@ -319,7 +319,9 @@ def _same_run(folder: Path, settings: dict[str, Any], *, write: bool) -> None:
         whole.write_text(json.dumps(settings) + "\n")
         whole.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write to `{folder}`: {error.strerror}") from error
+        raise ValueError(
+            f"cannot write to `{folder}`: {error.strerror}; choose another --out"
+        ) from error
 
 
 def _in_thread(work: Callable[[], _T]) -> "Future[_T]":

@@ -384,11 +384,11 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(f"line {number} of `{path}` is not JSON") from error
+            raise ValueError(f"line {number} of `{path}` is not JSON: remove it") from error
         if row is not None:
             found.append(row)
     if not found:
-        raise ValueError(f"`{path}` holds no complete row yet")
+        raise ValueError(f"`{path}` holds no complete row yet: read it again later")
     return found
 
 

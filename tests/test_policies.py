@@ -276,7 +276,7 @@ def test_a_policy_can_be_loaded_inside_a_trace():
 @pytest.mark.parametrize(
     ("guide", "notes", "message"),
     [
-        ({"dense_steps": 10**7}, {}, "the guide's `dense_steps` is above 1000000"),
+        ({"dense_steps": 10**7}, {}, "the guide's `dense_steps` must be at most 1000000"),
         ({}, {"seeds": {1, 2}}, "its card cannot hold {1, 2}"),
     ],
 )

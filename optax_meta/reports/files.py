@@ -81,7 +81,8 @@ def read_comparison(folder: Path) -> Comparison:
         return Comparison(**held, methods=methods, bare_seconds=bare)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"`{folder}` is no complete folder of this version's `optax-meta compare`: {error}"
+            f"`{folder}` is no complete folder of this version's `optax-meta compare`: {error}; "
+            "pass another, or compare anew"
         ) from error
 
 
@@ -95,7 +96,7 @@ def method_result(rows: list[Row], run: Mapping[str, Any]) -> MethodResult:
         raise ValueError("a row of steps needs at least step, decided, and value or loss")
     rows = [row for row in rows if row["step"] >= 1]
     if not rows:
-        raise ValueError("no row has a step of 1 or more")
+        raise ValueError("at least one row must have a step of 1 or more")
     seeds = {seed: i for i, seed in enumerate(dict.fromkeys(row["seed"] for row in rows))}
     shape = (len(seeds), max(row["step"] for row in rows))
     at = tuple(np.array([(seeds[row["seed"]], row["step"] - 1) for row in rows]).T)

@@ -112,7 +112,9 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
         for path in missing:
             path.rmdir()
     except OSError as error:
-        raise ValueError(f"cannot write to `{folder}`: {error.strerror}") from error
+        raise ValueError(
+            f"cannot write to `{folder}`: {error.strerror}; choose another folder"
+        ) from error
     return folder
 
 
@@ -185,12 +187,12 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
     Example:
         >>> optax_meta.reports.page.rebuild_report("/proc/nowhere")
         Traceback (most recent call last):
-        ValueError: `/proc/nowhere` is not a folder
+        ValueError: `/proc/nowhere` is not a folder: pass one that holds results
     """
     folder = Path(folder)
     if not folder.is_dir():
-        hint = f": pass `{folder.parent}`" if folder.is_file() else ""
-        raise ValueError(f"`{folder}` is not a folder{hint}")
+        instead = f"`{folder.parent}`" if folder.is_file() else "one that holds results"
+        raise ValueError(f"`{folder}` is not a folder: pass {instead}")
     page = folder / "report.html" if out is None else Path(out)
     check_folder(page.parent)
     text = _page_of(folder)
@@ -198,7 +200,9 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"cannot write to `{page}`: {error.strerror}") from error
+        raise ValueError(
+            f"cannot write to `{page}`: {error.strerror}; choose another file"
+        ) from error
     return page
 
 
@@ -206,11 +210,12 @@ def _page_of(folder: Path) -> str:
     source = _source(folder)
     if source is None:
         runs = [path for path in sorted(folder.iterdir()) if path.is_dir() and _source(path)]
-        hint = f"; pass a folder inside it, such as `{runs[0]}`" if runs else ""
+        instead = f"a folder inside it, such as `{runs[0]}`" if runs else "another folder"
         logs = list(folder.glob("*.jsonl"))
         raise ValueError(
             f"`{folder}` holds neither results.json (of `optax-meta compare`) nor log.jsonl (of "
-            f"`optax-meta meta-train`) nor one file of step rows, but {len(logs)} *.jsonl{hint}"
+            f"`optax-meta meta-train`) nor one file of step rows, but {len(logs)} *.jsonl; "
+            f"pass {instead}"
         )
     if source.name == "results.json":
         return _page(files.read_comparison(folder))
@@ -231,7 +236,7 @@ def _run_page(path: Path, rows: list[Row]) -> str:
     try:
         result = files.method_result(rows, {})
     except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"`{path}` does not hold rows of steps: {error!r}") from error
+        raise ValueError(f"`{path}` must hold rows of steps, got {error!r}") from error
     seeds, steps = result.losses.shape
     name = path.absolute().parent.name or path.stem
     return _render(

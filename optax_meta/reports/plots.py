@@ -139,7 +139,7 @@ def action_histogram(
         >>> ax = optax_meta.plots.action_histogram(rows, controller.action_labels)
     """
     if record.decision is None:
-        raise ValueError("the record holds no actions: its controller has no policy")
+        raise ValueError("the record holds no actions: its controller has no policy; pass another")
     ax = _axes(ax)
     taken = np.asarray(record.decision.action)[np.asarray(record.decided)]
     counts = np.bincount(taken, minlength=len(labels))
@@ -427,10 +427,14 @@ def _names(labels: Sequence[str]) -> list[str]:
 def _first_run(record: Record) -> tuple[np.ndarray, int, dict[str, np.ndarray]]:
     """Return steps and contents of the decisions of the first run, and its last step."""
     if record.decision is None:
-        raise ValueError("the record holds no decisions: its controller has no policy")
+        raise ValueError(
+            "the record holds no decisions: its controller has no policy; pass another"
+        )
     decided, steps = (np.atleast_2d(np.asarray(x))[0] for x in (record.decided, record.step))
     if not decided.any():
-        raise ValueError("the record holds no decisions: the run ended before the first")
+        raise ValueError(
+            "the record holds no decisions: the run ended before the first; pass a longer one"
+        )
     several = np.ndim(record.decided) > 1
     contents = {name: np.asarray(x) for name, x in record.decision._asdict().items()}
     taken = {name: (x[0] if several else x)[decided] for name, x in contents.items()}
@@ -444,7 +448,9 @@ def _scored(
     labels = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
     kept = protocol.comparable(cells)
     if not kept:
-        raise ValueError(f"none of {len(cells)} cells has an oracle that is lost on no seed")
+        raise ValueError(
+            f"none of {len(cells)} cells has an oracle that is lost on no seed: add other cells"
+        )
     known = dict.fromkeys(name for cell in kept for name in cell["losses"])
     for name in labels:
         if name not in known:
