@@ -312,7 +312,7 @@ def overhead() -> str:
     columns = [name for name in first if "microseconds" not in name and "compile" not in name]
     columns += [name for name in first if "compile" in name]
     shown = [
-        (name, *(f"{x:.2f}" if isinstance(x, float) else str(x) for x in map(row.get, columns)))
+        (name, *(f"{x:.2f}" if isinstance(x, float) else f"{x:,}" for x in map(row.get, columns)))
         for name, row in rows.items()
     ]
     return table(("method", *(c.replace("_", " ") for c in columns)), shown)
