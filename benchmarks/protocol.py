@@ -1,13 +1,13 @@
 """Is a controller as good as a sweep? Methods judged by their ratio to a tuned schedule.
 
 Every finished part is kept in `protocol/`, so that an interrupted run goes on where it stopped; a
-policy that was trained anew under the same name is run again. With `--write` the table goes into
-the README, and `protocol-medium.json` (or that of another cut, and of horizons where these are
-named), `start_sensitivity.png` and `performance_profile.png` beside this script; without baselines
-the JSON alone, whose "seconds" are those of the last call.
+policy that was trained anew under the same name is run again. With `--write`,
+`protocol-medium.json` (or that of another cut, and of horizons where these are named) is written
+beside this script and the pages from it; with baselines `start_sensitivity.png` and
+`performance_profile.png` as well. "seconds" are those of the last call.
 
     python benchmarks/protocol.py               # the fast cut: each task under one optimizer
-    python benchmarks/protocol.py --cut medium --write  # three optimizers: the README's table
+    python benchmarks/protocol.py --cut medium --write  # three optimizers: the main table
     python benchmarks/protocol.py --cut full    # all optimizers, horizons and ten seeds: hours
     python benchmarks/protocol.py --cut full --no-baselines --steps 200 1000 --write
     python benchmarks/protocol.py --cut long --write    # policies in runs of 10 000 steps
@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import readme
 from optax import contrib
-from readme import README, insert
 from reported_tasks import TEST
+from tables import score_table
 from validation_tasks import VALIDATION
 
 import optax_meta
@@ -246,18 +247,7 @@ def versions(cells: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def table(cells: list[dict[str, Any]]) -> str:
     """Return the scores as Markdown."""
-    lines = [
-        "| method | geometric mean | IQM | within 10 % | reach it | diverged | cells |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in protocol.score(cells):
-        low, high = row.geometric_interval
-        lines.append(
-            f"| {row.method} | {row.geometric_mean:.2f} [{low:.2f}, {high:.2f}] | "
-            f"{row.interquartile_mean:.2f} | {row.within_tenth:.0%} | {row.reached:.0%} | "
-            f"{row.diverged:.1%} | {row.cells} |"
-        )
-    return "\n".join(lines)
+    return score_table(row._asdict() for row in protocol.score(cells))
 
 
 def geometric_mean(cells: list[dict[str, Any]], method: str) -> float:
@@ -284,28 +274,8 @@ def picture(draw: Callable[..., Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def horizons() -> str:
-    """Return what any-lr-v1 has in runs of any length, from the JSON of all cuts, as Markdown."""
-    found = [json.loads(path.read_text()) for path in HERE.glob("protocol-*.json")]
-    lines = [
-        "| steps | optimizers | starts | seeds | geometric mean | IQM | within 10 % | diverged |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for cut in sorted(found, key=lambda cut: cut["horizons"]):
-        [row] = [row for row in cut["scores"] if row["method"] == "any-lr-v1"]
-        low, high = row["geometric_interval"]
-        lines.append(
-            f"| {', '.join(map(str, cut['horizons']))} | {len(cut['optimizer'])} | "
-            f"{len(cut['rates'])} | {cut['seeds']} | "
-            f"{row['geometric_mean']:.2f} [{low:.2f}, {high:.2f}] | "
-            f"{row['interquartile_mean']:.2f} | {row['within_tenth']:.0%} | {row['diverged']:.1%} |"
-        )
-    return "\n".join(lines)
-
-
-def publish(cells: list[dict[str, Any]]) -> None:
-    """Put the table into the README and draw the pictures."""
-    README.write_text(insert(README.read_text(), "protocol", table(cells)))
+def draw_pictures(cells: list[dict[str, Any]]) -> None:
+    """Draw the two pictures of methods beside each other."""
     shown = {
         "any-lr-v1": "any-lr-v1 (ours)",
         "constant": "constant",
@@ -332,7 +302,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tier", choices=TIERS, default="test")
     parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
-    parser.add_argument("--write", action="store_true", help="README, JSON and pictures")
+    parser.add_argument("--write", action="store_true", help="JSON, pages and pictures")
     parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, help="a part of the cut")
     parser.add_argument("--tasks", nargs="*", help="some of the tier's, by name")
     parser.add_argument("--steps", type=int, nargs="*", help="horizons in place of the cut's")
@@ -343,9 +313,9 @@ def parsed() -> argparse.Namespace:
     if options.write and options.optimizers:
         parser.error("--write is for whole cuts: finished parts in the folder are not run again")
     if options.write and options.tasks:
-        parser.error("--write is for all tasks: the README has no table of some")
+        parser.error("--write is for all tasks: the pages have no table of some")
     if options.write and options.cut == "fast":
-        parser.error("--write is for the cuts that the README shows: medium, full and long")
+        parser.error("--write is for the cuts that the pages show: medium, full and long")
     tier = TIERS[options.tier]
     if unknown := set(options.tasks or ()) - set(tier):
         parser.error(
@@ -397,9 +367,9 @@ def main() -> None:
         name = "-".join(["protocol", options.cut, *map(str, options.steps or ())])
         path = HERE / f"{name}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")
-        README.write_text(insert(README.read_text(), "horizons", horizons()))
+        readme.write()
     if options.write and baselines:
-        publish(cells)
+        draw_pictures(cells)
     assert np.all([np.isfinite(s.geometric_mean) for s in protocol.score(cells)])
 
 

@@ -1,41 +1,81 @@
-"""How do the built-in methods rank on the main job and in the classic 15 steps?
+"""Write every figure of the Markdown pages from the JSON files beside this script.
 
-Runs `optax_meta.compare` with its defaults and `examples/fifteen_steps.py`, writes
-`first_light.json` (every seed, versions, device) and `first_light.png` beside this script, and puts
-both tables into the README.
+What stands between `<!-- name -->` and `<!-- /name -->` is made by the function of that name in
+`tables.BLOCKS`; the prose around it is written by hand. A test compares the pages with what this
+makes.
 
-    python benchmarks/readme.py
+    python benchmarks/readme.py         # the pages, from the JSON: a second
+    python benchmarks/readme.py --run   # first_light.* and fifteen_steps.json anew: minutes
 """
 
+import argparse
 import json
 import re
-import subprocess
-import sys
+import runpy
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
-import optax_meta
-from optax_meta import plots
-from optax_meta.meta import evaluation
-from optax_meta.reports import folder as reports
-from optax_meta.reports.table import Table, result_table
+from tables import BLOCKS
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-COLUMNS = ("method", "final loss", "loss reduction %", "test accuracy %", "rates", "time ×")
+ROOT = HERE.parent
+PAGES = (ROOT / "README.md", HERE / "README.md", ROOT / "examples" / "README.md")
+BLOCK = re.compile(
+    r"(?P<start><!-- (?P<name>\w+) -->)(?P<line>\n?).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL
+)
 
 
-def markdown(table: Table) -> str:
-    """Return the table as Markdown."""
-    lines = [table.columns, ("---",) * len(table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def rendered(page: str) -> str:
+    """Return a page with all that stands between markers made anew.
+
+    Raises:
+        KeyError: a marker has a name that nothing is made under.
+    """
+
+    def anew(block: re.Match[str]) -> str:
+        start, line, end = block["start"], block["line"], block["end"]
+        return "".join((start, line, BLOCKS[block["name"]](), line, end))
+
+    return BLOCK.sub(anew, page)
 
 
-def picture(comparison: evaluation.Comparison) -> Figure:
+def write() -> None:
+    """Write the pages from the JSON files."""
+    for path in PAGES:
+        path.write_text(rendered(path.read_text()))
+
+
+def run() -> None:
+    """Run `optax_meta.compare` and the classic demonstration; write their files."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import optax_meta
+    from optax_meta.meta.evaluation import library_versions
+    from optax_meta.reports import folder as reports
+
+    comparison = optax_meta.compare()
+    with tempfile.TemporaryDirectory() as folder:
+        results = reports.write_report(comparison, folder).with_name("results.json").read_text()
+    dump("first_light", json.loads(results))
+    picture(comparison).savefig(HERE / "first_light.png", dpi=110)
+    seeds = 100
+    rows = runpy.run_path(str(ROOT / "examples" / "fifteen_steps.py"))["main"](seeds)
+    dump("fifteen_steps", {"versions": library_versions(), "seeds": seeds, "rows": rows})
+
+
+def dump(name: str, results: dict[str, Any]) -> None:
+    """Write `name.json`."""
+    (HERE / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def picture(comparison: Any) -> Any:
     """Draw losses and learning rates side by side."""
+    from matplotlib.figure import Figure
+
+    from optax_meta import plots
+
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = {n: r for n, r in comparison.methods.items() if n != "random-walk"}
@@ -48,31 +88,9 @@ def picture(comparison: evaluation.Comparison) -> Figure:
     return figure
 
 
-def insert(text: str, name: str, new: str) -> str:
-    """Replace what stands between the markers of `name`."""
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    if not re.search(pattern, text, re.DOTALL):
-        sys.exit(f"README.md has no markers for {name}")
-    return re.sub(pattern, rf"\g<1>{new}\n\g<2>", text, flags=re.DOTALL)
-
-
-def main() -> None:
-    """Run, write, and update the README."""
-    mpl.use("agg")
-    comparison = optax_meta.compare()
-    with tempfile.TemporaryDirectory() as folder:
-        page = reports.write_report(comparison, folder)
-        results = json.loads(page.with_name("results.json").read_text())
-    (HERE / "first_light.json").write_text(json.dumps(results, indent=1) + "\n")
-    table = markdown(result_table(comparison).select(COLUMNS))
-    picture(comparison).savefig(HERE / "first_light.png", dpi=110)
-    command = [sys.executable, HERE.parent / "examples" / "fifteen_steps.py"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
-    steps = "\n".join(line for line in printed.splitlines() if line.startswith("|"))
-    text = insert(README.read_text(), "first_light", table)
-    README.write_text(insert(text, "fifteen_steps", steps))
-    print(f"{table}\n\n{steps}")
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--run", action="store_true", help="what the two slow tables come from")
+    if parser.parse_args().run:
+        run()
+    write()

@@ -32,7 +32,10 @@ def loss_fn(params: dict[str, jax.Array], key: jax.Array) -> jax.Array:
 def main(steps: int = 1000) -> Any:
     """Train; return all rows of the timeline."""
     controller = optax_meta.reinforce(
-        action_space=SPACE, reward=optax_meta.rewards.log_improvement(), total_steps=steps
+        action_space=SPACE,
+        reward=optax_meta.rewards.log_improvement(),
+        total_steps=steps,
+        wrappers={},  # what it chooses is what the optimizer gets
     )
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=3e-3)
     hidden_key, out_key = jax.random.split(jax.random.key(0))

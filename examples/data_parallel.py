@@ -38,8 +38,8 @@ def main(steps: int = 300) -> tuple[list[float], list[float]]:
     """Train; return the loss of every step, and the last learning rate on every device."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    controller = optax_meta.learned(optax_meta.load_policy("any-lr-v1"), total_steps=steps)
-    tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)
+    controller = optax_meta.learned("any-lr-v1", total_steps=steps)
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)()
 
     def train_step(params, opt_state, x, y):  # noqa: ANN001, ANN202
         loss, grads = jax.value_and_grad(lambda p: jnp.mean((MODEL.apply(p, x) - y) ** 2))(params)

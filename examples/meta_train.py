@@ -77,7 +77,7 @@ def main(path: str, updates: int = 20, steps: int = 200) -> dict[str, float]:
         if (update + 1) % 5 == 0:
             print(f"update {update + 1}: the log-loss of a run falls by {info['fall/sine']:.2f}")
     optax_meta.save_policy(trainer.policy(state), path)
-    mine = optax_meta.learned(optax_meta.load_policy(path), total_steps=steps)
+    mine = optax_meta.learned(path, total_steps=steps)
     keys, losses = jax.random.split(jax.random.key(1), 32), {}
     for name, controller in {"constant": optax_meta.constant(), "mine": mine}.items():
         run = jax.jit(jax.vmap(partial(final_loss, controller, steps)))

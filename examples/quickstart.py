@@ -57,10 +57,9 @@ def train(controller: optax_meta.Controller, steps: int) -> list[float]:
 
 def main(steps: int = 1000) -> dict[str, list[float]]:
     """Train twice from the same start; return the losses of both runs."""
-    policy = optax_meta.load_policy("any-lr-v1")  # comes with the package
     controllers = {
         "constant": optax_meta.constant(),
-        "any-lr-v1": optax_meta.learned(policy, total_steps=steps),
+        "any-lr-v1": optax_meta.learned("any-lr-v1", total_steps=steps),
     }
     losses = {}
     for name, controller in controllers.items():

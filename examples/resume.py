@@ -15,9 +15,8 @@ import orbax.checkpoint as ocp
 import optax_meta
 
 # Goes on learning from a policy that knows how: its decisions, samples and lessons resume, too.
-policy = optax_meta.load_policy("any-lr-v1")
-controller = optax_meta.reinforce(policy, decision_interval=2, train_every=3)
-tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-2)
+controller = optax_meta.reinforce("any-lr-v1", decision_interval=2, train_every=3)
+tx = optax_meta.control_hyperparams(optax.adamw, controller)()
 
 
 def loss_fn(params: dict[str, jax.Array], key: jax.Array) -> jax.Array:

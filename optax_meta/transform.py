@@ -84,7 +84,7 @@ def control_hyperparams(
     if unknown := set(controller.bounds) - set(controller.hyperparams):
         raise ValueError(
             f"the controller has bounds for {', '.join(sorted(unknown))} but steers "
-            f"{', '.join(controller.hyperparams)}"
+            f"{', '.join(controller.hyperparams)}: give bounds for what it steers"
         )
     interval: Any = controller.decision_interval if decision_interval is None else decision_interval
     if decision_interval is not None or not callable(interval):

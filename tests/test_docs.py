@@ -1,8 +1,8 @@
-"""Every example in a docstring or in the README runs; every public name is fully described."""
+"""Every example runs, every figure is that of its file, every public name is fully described."""
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import inspect
 import itertools
 import operator
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import readme
 
 import optax_meta
 
@@ -24,7 +25,11 @@ MODULES = [
     for module in pkgutil.walk_packages(optax_meta.__path__, "optax_meta.")
     if module.name != "optax_meta.__main__"
 ]
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "examples/README.md", "benchmarks/README.md", "CONTRIBUTING.md")
+]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 GLOBALS = {
     "jax": jax,
@@ -36,6 +41,7 @@ GLOBALS = {
 }
 PUBLIC = [name for name in dir(optax_meta) if not name.startswith("_")]
 NAMESPACES = [name for name in PUBLIC if inspect.ismodule(getattr(optax_meta, name))]
+NEWLINE = "\n"
 NUMBER = re.compile(r"\d[\d.]*(?:e[+-]\d+)?")
 SHAPE = re.compile(r"\b(float|int|uint|bool)(32|64)?\[")
 
@@ -100,46 +106,143 @@ def test_every_public_name_is_documented(name):
         assert SHAPE.search(doc), f"{name} returns arrays of what shape?"
 
 
-def test_readme_examples(tmp_path, monkeypatch, capsys):
+BLOCKS = [
+    pytest.param(
+        block[1],
+        id=f"{page.relative_to(ROOT)}:{page.read_text().count(NEWLINE, 0, block.start()) + 1}",
+    )
+    for page in PAGES
+    for block in re.finditer(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_code_block_runs_and_prints_what_it_says(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert blocks
-    names = [{} for _ in blocks]
-    for block, own in zip(blocks, names, strict=True):
-        capsys.readouterr()
-        exec(compile(block, str(README), "exec"), own)  # noqa: S102 - our own README
-        if shown := re.search(r"(?:^# .*\n)+\Z", block, re.MULTILINE):
-            said, printed = re.sub("^# ", "", shown[0], flags=re.MULTILINE), capsys.readouterr().out
-            assert NUMBER.split(printed) == NUMBER.split(said)
-            numbers = [list(map(float, NUMBER.findall(text))) for text in (printed, said)]
-            np.testing.assert_allclose(*numbers, rtol=0.05)
-    assert names[0]["row"].value < 0.1  # what greets a newcomer has learned something
+    exec(compile(block, "block", "exec"), {})  # noqa: S102 - our own pages
+    if shown := re.search(r"(?:^# .*\n)+\Z", block, re.MULTILINE):
+        said, printed = re.sub("^# ", "", shown[0], flags=re.MULTILINE), capsys.readouterr().out
+        assert NUMBER.split(printed) == NUMBER.split(said)
+        numbers = [list(map(float, NUMBER.findall(text))) for text in (printed, said)]
+        np.testing.assert_allclose(*numbers, rtol=0.05)
 
 
-def test_readme_links_lead_somewhere():
-    text = README.read_text()
-    titles = [title.lower() for title in re.findall(r"^#+ (.*)", text, re.MULTILINE)]
-    anchors = {"#" + re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+def test_what_greets_a_newcomer_has_learned_something():
+    block = re.search(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[1]
+    *_, last = re.findall(r"^# loss (\S+)", block, re.MULTILINE)
+    assert float(last) < 0.1  # and the test above holds that it prints this
+
+
+def test_the_front_page_is_one_page():
+    assert len(PAGES[0].read_text().splitlines()) <= 150
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if not target.startswith("http"):
-            assert target in anchors or (README.parent / target).exists(), target
+            path, mark, name = target.partition("#")
+            to = (page.parent / path).resolve() if path else page
+            assert to.exists(), target
+            assert not mark or mark + name in anchors(to), target
 
 
-def messages():
-    """Return every text in the sources, with … for what is filled in."""
-    trees = [ast.parse(path.read_text()) for path in Path(optax_meta.__file__).parent.rglob("*.py")]
+def test_every_example_is_linked():
+    text = PAGES[1].read_text()
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"({path.name})" in text, path.name
+
+
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_figures_of_a_page_are_those_of_the_files(page):
+    assert readme.rendered(page.read_text()) == page.read_text(), "run benchmarks/readme.py"
+
+
+def test_every_table_stands_on_a_page():
+    found = [b["name"] for page in readme.PAGES for b in readme.BLOCK.finditer(page.read_text())]
+    assert set(found) == set(readme.BLOCKS)
+
+
+# What a message must hold to name the way out: what is demanded, or what to do.
+WAY_OUT = re.compile(
+    r"\b(must|needs?|may|add|ask|call|change|choose|give|go on|install|leave|name|pass|put|remove|"
+    r"restore|return|save|see|start|use)\b|(?<!cannot )\b(read|write)\b|(it has|they hold) …"
+)
+
+
+def message(node):
+    """Return the text of an expression, with … for what is filled in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(message, node.values))
+    if isinstance(node, ast.BinOp):
+        return message(node.left) + message(node.right)
+    return "…"
+
+
+TREES = {
+    name: ast.parse(Path(importlib.util.find_spec(name).origin).read_text()) for name in MODULES
+}
+
+
+def named(trees):
+    """Return the texts that a name may stand for where it is raised: constants and loops."""
+    found = {}
     for node in itertools.chain.from_iterable(map(ast.walk, trees)):
-        if isinstance(node, ast.JoinedStr):
-            parts = [x.value if isinstance(x, ast.Constant) else "…" for x in node.values]
-            yield "".join(map(str, parts))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+        match node:
+            case ast.Assign(targets=[ast.Name(name)], value=ast.Constant(str(text))):
+                found.setdefault(name, []).append(text)
+            case ast.For(target=ast.Tuple([*_, ast.Name(name)]), iter=rows):
+                pairs = [x.elts[-1] for x in ast.walk(rows) if isinstance(x, ast.Tuple)]
+                texts = [message(x) for x in pairs if isinstance(x, ast.JoinedStr | ast.BinOp)]
+                found.setdefault(name, []).extend(texts)
+    return found
 
 
-def test_the_readme_quotes_messages_as_they_are():
-    quoted = re.findall(r"\*\*“(.*?)”\*\*", README.read_text())
-    assert quoted
-    known = list(messages())
-    for quote in quoted:
-        pattern = re.compile(".*".join(map(re.escape, quote.split("…"))), re.DOTALL)
-        assert any(map(pattern.search, known)), quote
+def raised(tree, trees):
+    """Yield the line and each text that a ValueError or an ImportError may be raised with."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Raise(exc=ast.Call(ast.Name("ValueError" | "ImportError"), [ast.Name(name)])):
+                yield from ((node.lineno, text) for text in named(trees).get(name, ["…"]))
+            case ast.Raise(exc=ast.Call(ast.Name("ValueError" | "ImportError"), [text])):
+                yield node.lineno, message(text)
+
+
+def names_no_way_out(tree, trees):
+    """Return lines whose message says what is wrong, but not what is demanded or what to do.
+
+    A text that begins with "it" is the end of another one, which names the way out.
+    """
+    return [
+        (line, text)
+        for line, text in raised(tree, trees)
+        if not WAY_OUT.search(text) and not re.match(r"its? ", text)
+    ]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_error_names_the_way_out(name):
+    assert names_no_way_out(TREES[name], TREES.values()) == []
+
+
+def test_a_message_without_a_way_out_is_found():
+    tree = ast.parse("""
+raise ValueError(f"`path` is {path}")
+raise ValueError(f"`factor` must lie in (0, 1), got {factor}")
+WRONG = "nothing of the kind"
+raise ValueError(WRONG) from None
+raise ImportError(f"no {module}: " f"pip install {module}")
+for holds, why in ((a > 0, f"`a` is {a}"), (b > 0, f"`b` must be positive, got {b}")):
+    raise ValueError(why)
+raise ValueError(f"cannot read `{path}`")
+raise ValueError(elsewhere)
+""")
+    assert {line for line, _ in names_no_way_out(tree, [tree])} == {2, 5, 8, 9, 10}
+    assert sum(len([*raised(tree, TREES.values())]) for tree in TREES.values()) > 50

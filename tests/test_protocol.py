@@ -416,7 +416,7 @@ def test_tasks_are_sound(make):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--write"], "--write is for the cuts that the README shows"),
+        (["--write"], "--write is for the cuts that the pages show"),
         (["--cut", "full", "--write", "--tasks", "digits"], "--write is for all tasks"),
         (["--cut", "full", "--write", "--optimizers", "sgd"], "--write is for whole cuts"),
         (["--tasks", "chess"], "no task of this tier: chess"),
@@ -427,17 +427,6 @@ def test_the_benchmark_refuses_what_would_not_be_whole(arguments, message, monke
     with pytest.raises(SystemExit):
         benchmark.parsed()
     assert message in capsys.readouterr().err
-
-
-def test_the_table_of_horizons_is_that_of_the_readme():
-    lines = benchmark.horizons().splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| 200, 1000",
-        "| 500",
-        "| 5000",
-        "| 10000",
-    ]
-    assert benchmark.horizons() in benchmark.README.read_text()
 
 
 def test_every_cut_covers_every_task():

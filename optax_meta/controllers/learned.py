@@ -11,7 +11,7 @@ from optax_meta.base import Controller, Hyperparams, Number, State, check_seed
 from optax_meta.checkpoints import as_policy
 from optax_meta.controllers.wrapping import wrapped
 from optax_meta.metrics import Metrics
-from optax_meta.policies import Policy, draw
+from optax_meta.policies import Policy, Wrappers, draw
 from optax_meta.recording import Decision, DecisionState
 
 
@@ -30,6 +30,7 @@ class LearnedState(NamedTuple):
 def learned(
     policy: Policy | str | os.PathLike[str],
     *,
+    wrappers: Wrappers | None = None,
     total_steps: Number | None = None,
     decision_interval: float | None = None,
     seed: jax.typing.ArrayLike | None = None,
@@ -38,6 +39,7 @@ def learned(
 
     Args:
         policy: a `Policy`, one of `available_policies()` by its name, or the path of a file.
+        wrappers: what the policy lives inside, as for `optax_meta.reinforce`; None for its own.
         total_steps: length of the run if known, counted in calls of `update`; after it nothing
             changes any more. A traced int32[] may be below 1 where it is not known.
         decision_interval: steps between decisions, ≥ 1; None for the policy's own; `math.inf` as in
@@ -71,7 +73,7 @@ def learned(
     own = policy.as_controller(
         init, update, total_steps=total_steps, decision_interval=decision_interval
     )
-    return wrapped(own, policy.wrappers)
+    return wrapped(own, policy.wrappers if wrappers is None else wrappers)
 
 
 def _update(

@@ -1,0 +1,66 @@
+"""How the pages word names and figures of the JSON files."""
+
+from collections.abc import Iterable, Mapping
+
+# Names in the files that say less than a reader of a page needs.
+LABELS = {
+    "guide of any-lr-v1 alone (hold)": "the wrappers of any-lr-v1 alone",
+    "adamw-lr-wd-v1: guide alone": "its wrappers alone",
+    "reinforce from scratch": "reinforce from nothing, no wrappers",
+    "as it is": "as shipped",
+    "bounds": "any limit on a move or a gradient",
+    "bound on the move": "`max_ratio`, the limit on a move",
+    "fall": "the fall, `power=0`",
+    "steeper fall": "the steep fall, `power=1`",
+    "wider bound of short runs": "`ratio_power`, longer moves in short runs",
+    "narrower bound of persistent moves": "`persistence_power`, shorter moves of momentum",
+    "narrower bound of persistent moves, 2 % for all": (
+        "`persistence_power`, but moves of 2 % at most"
+    ),
+    "end of raises": "`last_raise`, the end of raises",
+    "the tighter target, 1e-2 for 1e-3": "`target_ratio` 1e-2, by 1e-3",
+    "dense first decisions": "a decision at each of the first steps",
+    "calibration": "`calibrated`",
+    "calibration, bounds": "`calibrated` and any limit",
+    "calibration, dense first decisions": "`calibrated` and the first decisions",
+    "calibration, dense first decisions, bounds": "`calibrated`, the first decisions, any limit",
+    "hold": "nothing else",
+}
+# Numbers of a wrapper had other names when the files were written.
+RENAMED = {"fall=": "power="}
+
+
+def label(name: str) -> str:
+    """Return the name that a page has for that of a file."""
+    for old, new in RENAMED.items():
+        name = name.replace(old, new)
+    return LABELS.get(name, name)
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown; the first column is text, the others are figures."""
+    columns = list(columns)
+    marks = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, marks, *rows))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a figure, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def within(interval: Iterable[float], digits: int = 2) -> str:
+    """Return an interval."""
+    low, high = interval
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def plus_minus(value: Mapping[str, float], digits: int, scale: float = 1.0) -> str:
+    """Return a mean and half of its interval."""
+    return f"{scale * value['mean']:.{digits}f} ± {scale * value['half_width']:.{digits}f}"
+
+
+def made_with(versions: dict[str, str] | list[dict[str, str]]) -> str:
+    """Return what something was run with."""
+    found = versions if isinstance(versions, list) else [versions]
+    return "; ".join(", ".join(f"{name} {version}" for name, version in v.items()) for v in found)
