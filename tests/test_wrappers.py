@@ -182,15 +182,15 @@ def test_a_total_decay_forgets_the_starting_decay(start):
         jax.random.key(0),
         encoder=observations.scale_free(weight_decay=True),
         action_space=space,
-        wrappers={"calibrated": {"steps": 6, "target_ratio": 1e-3, "total_decay": 2.0}},
+        wrappers={"calibrated": {"steps": 6, "target_ratio": 1e-2, "total_decay": 0.02}},
         num_decisions=10,
     )
     factory = partial(optax.adamw, weight_decay=start)
     rows, _, _ = train(inside, 0.1, steps=40, total_steps=40, factory=factory)
     rate, decay = (np.asarray(rows.hyperparams[n]) for n in ("learning_rate", "weight_decay"))
-    # The horizon shows at the second step; at the first one decay takes 1e-3 at most.
-    np.testing.assert_allclose(decay[0], min(start, 1e-3 / rate[0]), rtol=1e-6)
-    np.testing.assert_allclose(rate[1:] * decay[1:] * 40.0, 2.0, rtol=1e-4)
+    # The horizon shows at the second step; at the first one decay takes 1e-2 at most.
+    np.testing.assert_allclose(decay[0], min(start, 1e-2 / rate[0]), rtol=1e-6)
+    np.testing.assert_allclose(rate[1:] * decay[1:] * 40.0, 0.02, rtol=1e-4)
     blind, _, _ = train(inside, 0.1, factory=factory)
     np.testing.assert_allclose(blind.hyperparams["weight_decay"], start, rtol=1e-6)
 
