@@ -1,8 +1,8 @@
-"""What do the single features and the parts of the guide bring to `any-lr-v1`?
+"""What do the single features and the parts of the wrappers bring to `any-lr-v1`?
 
-Validation tier, so that the answer may choose. A feature is knocked out by showing the policy its
-mean in place of its value; nothing is trained again. A part of the guide is taken away under the
-policy and under holding alone; without the calibration, that survives any start, runs begin at
+Validation tier, so that the answer may choose. A feature is knocked out by giving the policy its
+mean in place of its value; nothing is trained again. A part of the wrappers is taken away under the
+policy and under one that holds; without the calibration, that survives any start, runs begin at
 three of them, with and without what else might save those that are too high. Figures are geometric
 means of the final loss, above the least that can be had where that is known, over that of the whole
 policy on the same seeds: above 1, the part is missed. Writes `ablation.json`.
@@ -14,75 +14,83 @@ policy on the same seeds: above 1, the part is missed. Writes `ablation.json`.
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import OPTIMIZERS, holding
+from frozen import Settings, changed, compiled_in, holding, settings, with_settings
+from protocol import OPTIMIZERS
 from validation_tasks import VALIDATION
 
 import optax_meta
 from optax_meta import protocol
-from optax_meta.guides import Guide
 from optax_meta.meta.evaluation import library_versions
 from optax_meta.meta.tasks import Task
+from optax_meta.policies import Policy
 
 HERE = Path(__file__).parent
 NAMES = ("adamw", "momentum", "lion")
 STARTS = (1e-5, 1.0, 10.0)
-UNCALIBRATED: dict[str, Any] = {"calibration_steps": 0}
-SPARSE: dict[str, Any] = {"dense_steps": 0}
-UNBOUND: dict[str, Any] = {"max_ratio": math.inf, "max_growth": math.inf}
-# These are compiled in; the rest of a guide is traced.
-COUNTS = Guide().counts
-WITHOUT = {
-    "calibration": UNCALIBRATED,
-    "calibration, bounds": UNCALIBRATED | UNBOUND,
-    "calibration, dense first decisions": UNCALIBRATED | SPARSE,
-    "calibration, dense first decisions, bounds": UNCALIBRATED | SPARSE | UNBOUND,
-    "dense first decisions": SPARSE,
-    "bounds": UNBOUND,
-    "bound on the move": {"max_ratio": math.inf},
-    "fall": {"fall": 0.0},
-    "steeper fall": {"fall": 1.0},
-    "wider bound of short runs": {"ratio_power": 0.0},
-    "narrower bound of persistent moves": {"persistence_power": 0.0},
-    "narrower bound of persistent moves, 2 % for all": {
-        "persistence_power": 0.0,
-        "max_ratio": 0.02,
-    },
-    "end of raises": {"last_raise": math.inf},
-    "the tighter target, 1e-2 for 1e-3": {"target_ratio": 1e-3},
+Change = Callable[[Policy], Policy]
+
+
+def other(numbers: dict[str, float]) -> Change:
+    """Return the change of numbers of the wrappers."""
+    return partial(changed, numbers=numbers)
+
+
+def uncalibrated(policy: Policy) -> Policy:
+    """Take the calibration off."""
+    wrappers = {name: options for name, options in policy.wrappers.items() if name != "calibrated"}
+    return policy._replace(wrappers=wrappers)
+
+
+def sparse(policy: Policy) -> Policy:
+    """Decide no more often at first, unless a wrapper does."""
+    return policy._replace(dense_steps=0)
+
+
+unbound = other({"trust_region.max_ratio": math.inf, "trust_region.max_growth": math.inf})
+WITHOUT: dict[str, tuple[Change, ...]] = {
+    "calibration": (uncalibrated,),
+    "calibration, bounds": (uncalibrated, unbound),
+    "calibration, dense first decisions": (uncalibrated, sparse),
+    "calibration, dense first decisions, bounds": (uncalibrated, sparse, unbound),
+    "dense first decisions": (sparse,),
+    "bounds": (unbound,),
+    "bound on the move": (other({"trust_region.max_ratio": math.inf}),),
+    "fall": (other({"annealed.power": 0.0}),),
+    "steeper fall": (other({"annealed.power": 1.0}),),
+    "wider bound of short runs": (other({"trust_region.ratio_power": 0.0}),),
+    "narrower bound of persistent moves": (other({"trust_region.persistence_power": 0.0}),),
+    "narrower bound of persistent moves, 2 % for all": (
+        other({"trust_region.persistence_power": 0.0, "trust_region.max_ratio": 0.02}),
+    ),
+    "end of raises": (other({"annealed.last_raise": math.inf}),),
+    # No bound may be lower than what is calibrated to.
+    "the tighter target, 1e-2 for 1e-3": (
+        other({"calibrated.target_ratio": 1e-3, "trust_region.min_ratio": 1e-3}),
+    ),
 }
 
 
-def numbers(guide: Guide) -> dict[str, float]:
-    """Return what of a guide may change without compiling anew."""
-    return {name: value for name, value in guide._asdict().items() if name not in COUNTS}
-
-
 def runs(
-    policy: optax_meta.Policy,
+    policy: Policy,
     task: Task,
     optimizer: str,
     steps: int,
     seeds: int,
     starts: tuple[float, ...] = (1e-3,),
-) -> Any:
-    """Return jitted (policy parameters, `numbers` of guides) → trajectories.
+) -> Callable[[Settings], optax_meta.Trajectory]:
+    """Return jitted stacked `Settings` → trajectories, leading axes [K, starts, seeds]."""
 
-    Both are stacked; the leading axes are [K, starts, seeds].
-    """
-
-    def one(
-        params: Any, guide: dict[str, jax.Array], start: jax.Array, key: jax.Array
-    ) -> optax_meta.Trajectory:
+    def one(settings: Settings, start: jax.Array, key: jax.Array) -> optax_meta.Trajectory:
         return optax_meta.rollout(
-            policy._replace(params=params, guide=policy.guide._replace(**guide)),
+            with_settings(policy, settings),
             task,
             key,
             total_steps=steps,
@@ -91,23 +99,22 @@ def runs(
         )
 
     keys = jax.random.split(jax.random.key(11), seeds)
-    over_seeds = jax.vmap(one, (None, None, None, 0))
-    every = jax.vmap(jax.vmap(over_seeds, (None, None, 0, None)), (0, 0, None, None))
+    over_seeds = jax.vmap(one, (None, None, 0))
+    every = jax.vmap(jax.vmap(over_seeds, (None, 0, None)), (0, None, None))
     # Much is compiled for short runs.
     quickly = {"xla_backend_optimization_level": 1}
     return jax.jit(
-        lambda params, guides: every(params, guides, jnp.float32(starts), keys),
-        compiler_options=quickly,
+        lambda settings: every(settings, jnp.float32(starts), keys), compiler_options=quickly
     )
 
 
 def stacked(*trees: Any) -> Any:
-    """Stack what several policies, or guides, have in the same places."""
+    """Stack what several policies have in the same places."""
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *trees)
 
 
 def knocked_out(params: Any, mean: jax.Array, feature: int) -> Any:
-    """Return the parameters of a policy that sees the mean of one feature."""
+    """Return the parameters of a policy that is given the mean of one feature."""
     first = params["params"]["Dense_0"]
     row = first["kernel"][feature]
     bias = first["bias"] + mean[feature] * row
@@ -116,7 +123,7 @@ def knocked_out(params: Any, mean: jax.Array, feature: int) -> Any:
 
 
 def log_losses(trajectories: optax_meta.Trajectory, floor: float = 0.0) -> np.ndarray:
-    """Return logs of final losses above `floor`; a lost run counts one nat above its start."""
+    """Return logs of final losses above `floor`; a diverged run counts one nat above its start."""
     final, initial = (np.asarray(x["loss"], float) - floor for x in trajectories[-1:-3:-1])
     final = np.where(final < 1e-6 * initial, 1e-6 * initial, final)
     return np.log(np.where(np.isfinite(final), np.minimum(final, np.e * initial), np.e * initial))
@@ -128,47 +135,45 @@ def interval(logs: np.ndarray) -> list[float]:
     return np.percentile(means, [2.5, 97.5]).tolist()
 
 
-Row = tuple[str, Any, Guide]
-
-
-def rows_without(policy: optax_meta.Policy, hold: Any) -> dict[tuple[int, ...], list[Row]]:
-    """Return what runs without parts of the guide, by the counts that are compiled in."""
-    found: dict[tuple[int, ...], list[Row]] = {}
-    for part, change in WITHOUT.items():
-        guide = policy.guide._replace(**change)
-        counts = tuple(getattr(guide, name) for name in COUNTS)
-        rows = ("without", policy.params), ("hold, without", hold)
-        found.setdefault(counts, []).extend((f"{how} {part}", p, guide) for how, p in rows)
+def changed_policies(policy: Policy) -> dict[str, Policy]:
+    """Return the policy and one that holds, as they are and without parts of the wrappers."""
+    hold = holding(policy)
+    found = {"whole": policy, "hold": hold}
+    for part, changes in WITHOUT.items():
+        for label, whole in (("without", policy), ("hold, without", hold)):
+            found[f"{label} {part}"] = reduce(lambda p, change: change(p), changes, whole)
     return found
 
 
-def losses_of(run: Any, rows: Sequence[Row], floor: float) -> dict[str, np.ndarray]:
+def by_program(policies: Mapping[str, Policy]) -> list[dict[str, Policy]]:
+    """Return the policies in groups that share a program."""
+    groups: dict[Any, dict[str, Policy]] = {}
+    for name, policy in policies.items():
+        groups.setdefault(tuple(compiled_in(policy).items()), {})[name] = policy
+    return list(groups.values())
+
+
+def losses_of(run: Any, policies: Mapping[str, Policy], floor: float) -> dict[str, np.ndarray]:
     """Run them; return log final losses, the mean over starts, float[S] each."""
-    names, params, guides = zip(*rows, strict=True)
-    ran = run(stacked(*params), stacked(*map(numbers, guides)))
-    return dict(zip(names, log_losses(ran, floor).mean(axis=1), strict=True))
+    ran = run(stacked(*map(settings, policies.values())))
+    return dict(zip(policies, log_losses(ran, floor).mean(axis=1), strict=True))
 
 
-def judge(
-    policy: optax_meta.Policy, of_cell: Callable[..., Any], floor: float
-) -> dict[str, np.ndarray]:
+def judge(policy: Policy, of_cell: Callable[..., Any], floor: float) -> dict[str, np.ndarray]:
     """Return log final losses over those of the whole policy, float[S], by what was changed."""
-    guide, features = policy.guide, policy.encoder.features
-    hold = holding(policy).params
-    without = rows_without(policy, hold)
-    same = without.pop(tuple(getattr(guide, name) for name in COUNTS))
-    rows = [("whole", policy.params, guide), ("hold", hold, guide), *same]
-    run, size = of_cell(policy), len(rows) + len(features)
-    seen = run(stacked(*[policy.params] * size), stacked(*[numbers(guide)] * size))
-    weight = seen.mask[..., None]
-    mean = jnp.sum(seen.observation * weight, (0, 1, 2, 3)) / jnp.sum(weight)
+    same, *others = by_program(changed_policies(policy))
+    run, features = of_cell(policy), policy.encoder.features
+    # As many copies as are run next, so that nothing is compiled for their number.
+    ran = run(stacked(*[settings(policy)] * (len(same) + len(features))))
+    weight = ran.mask[..., None]
+    mean = jnp.sum(ran.observation * weight, (0, 1, 2, 3)) / jnp.sum(weight)
     for i, name in enumerate(features):
-        rows.append((name, knocked_out(policy.params, mean, i), guide))
-    found = losses_of(run, rows, floor)
-    for counts, others in without.items():
-        changed = policy._replace(guide=guide._replace(**dict(zip(COUNTS, counts, strict=True))))
-        starts = (1e-3,) if changed.guide.calibration_steps else STARTS
-        found |= losses_of(of_cell(changed, starts=starts), others, floor)
+        same[name] = policy._replace(params=knocked_out(policy.params, mean, i))
+    found = losses_of(run, same, floor)
+    for group in others:
+        [first, *_] = group.values()
+        starts = (1e-3,) if "calibrated" in first.wrappers else STARTS
+        found |= losses_of(of_cell(first, starts=starts), group, floor)
     base = found.pop("whole")
     return {name: losses - base for name, losses in found.items()}
 

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import OPTIMIZERS, guided
+from frozen import contender, settings
+from protocol import OPTIMIZERS
 from reported_tasks import TEST, switched
 
 import optax_meta
@@ -91,8 +92,8 @@ def main() -> None:
     parser.add_argument("--policy", default="any-lr-v1", help="name or path")
     options = parser.parse_args()
     policy = optax_meta.load_policy(options.policy)
-    ours = guided(policy)
-    blind = ours._replace(settings=(policy.params, 0, tuple(policy.guide)))
+    ours = contender(policy)
+    without_horizon = ours._replace(settings=settings(policy, horizon_is_known=False))
     seeds, rows = np.arange(options.seeds), []
     for name in ("digits", "convolution"):
         task = switched(TEST[name](), options.steps // 2)
@@ -109,7 +110,7 @@ def main() -> None:
                 contender=Contender.from_schedule("constant"), rates=[rate], seeds=seeds
             )[0]
             known = run(contender=ours, rates=[1e-3], seeds=seeds)[0]
-            unknown = run(contender=blind, rates=[1e-3], seeds=seeds)[0]
+            unknown = run(contender=without_horizon, rates=[1e-3], seeds=seeds)[0]
             row = {"task": name, "optimizer": optimizer, "rate": rate, "methods": {}}
             for label, found in (
                 ("cosine, tuned", cosine),

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ablation import NAMES, interval, log_losses, numbers, runs, stacked
+from ablation import NAMES, interval, log_losses, runs, stacked
+from frozen import settings
 from validation_tasks import VALIDATION
 
 from optax_meta.meta.evaluation import library_versions
@@ -55,9 +56,8 @@ def main() -> None:
     policy = trainer.policy(trainer.init(0))
     for task, optimizer in cells:
         run = runs(policy, task, optimizer, options.steps, options.seeds)
-        params = [policy.params, *trained.values()]
-        guides = stacked(*[numbers(policy.guide)] * len(params))
-        base, *ends = log_losses(run(stacked(*params), guides))
+        policies = [policy, *(policy._replace(params=params) for params in trained.values())]
+        base, *ends = log_losses(run(stacked(*map(settings, policies))))
         for (name, _), end in zip(trained, ends, strict=True):
             found[name].append(end - base)
         jax.clear_caches()

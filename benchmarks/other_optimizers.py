@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import optax
+from frozen import contender
 from optax import contrib
-from protocol import by, guided, table, versions
+from protocol import by, table, versions
 from validation_tasks import VALIDATION
 
 import optax_meta
@@ -37,8 +38,8 @@ def clipped_momentum(learning_rate: Any) -> optax.GradientTransformation:
 
 def named(factory: protocol.Factory, **options: Any) -> tuple[str, protocol.Factory]:
     """Return a factory with some of its options, and the call for a name."""
-    told = ", ".join(f"{name}={value}" for name, value in options.items())
-    return f"{factory.__name__}({told})", partial(factory, **options)
+    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"{factory.__name__}({arguments})", partial(factory, **options)
 
 
 OTHERS: dict[str, protocol.Factory] = dict(
@@ -81,7 +82,7 @@ def main() -> None:
     name = Path(options.policy).stem
     cells = protocol.judge(
         [make() for make in VALIDATION.values()],
-        {name: guided(optax_meta.load_policy(options.policy))},
+        {name: contender(optax_meta.load_policy(options.policy))},
         OTHERS,
         learning_rates=[1e-3],
         horizons=[500],

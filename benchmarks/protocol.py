@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import readme
+from frozen import contender, holding, settings
 from optax import contrib
 from reported_tasks import TEST
 from tables import score_table
@@ -179,7 +180,7 @@ BASELINES: dict[str, Contender] = {
     "cocob": adam_only(lambda steps: contrib.cocob()),  # noqa: ARG005
     "reinforce from scratch": controlled(
         lambda run: optax_meta.reinforce(
-            action_space=optax_meta.actions.learning_rate(), seed=run.seed
+            action_space=optax_meta.actions.learning_rate(), seed=run.seed, wrappers={}
         )
     ),
     "random walk": controlled(
@@ -188,48 +189,22 @@ BASELINES: dict[str, Contender] = {
             seed=run.seed,
             start="uniform",
             policy_learning_rate=0.0,
+            wrappers={},
         )
     ),
 }
 
 
-def guided(policy: optax_meta.Policy) -> Contender:
-    """Return the contender of a frozen policy, with all that can change under one name as settings.
-
-    These are its parameters, 1 to tell the length and 0 to keep it, and the numbers of its guide.
-    """
-
-    def make(run: protocol.Run, settings: Any) -> optax_meta.Controller:
-        params, is_told, _guide = settings
-        return optax_meta.learned(policy._replace(params=params), total_steps=is_told * run.steps)
-
-    return Contender.from_controller(
-        make,
-        settings=(policy.params, 1, tuple(policy.guide)),
-        any_start=policy.guide.calibration_steps > 0,
-    )
-
-
-def holding(policy: optax_meta.Policy) -> optax_meta.Policy:
-    """Return the policy that does nothing within the guide of another."""
-    return optax_meta.init_policy(
-        jax.random.key(0),
-        encoder=policy.encoder,
-        action_space=policy.action_space,
-        guide=policy.guide,
-    )
-
-
 def policies(names: list[str]) -> dict[str, Contender]:
-    """Return contenders for policies by name or path, and for holding within their guide."""
+    """Return contenders for policies by name or path, and for their wrappers alone."""
     loaded = {Path(name).stem: optax_meta.load_policy(name) for name in names}
-    found = {name: guided(policy) for name, policy in loaded.items()}
+    found = {name: contender(policy) for name, policy in loaded.items()}
     for name, policy in loaded.items():
-        whole = found[name]
-        guide = tuple(policy.guide)
-        found[f"{name}, no horizon"] = whole._replace(settings=(policy.params, 0, guide))
-        hold = holding(policy)
-        found[f"guide of {name} alone (hold)"] = whole._replace(settings=(hold.params, 1, guide))
+        for label, changed in (
+            (f"{name}, no horizon", settings(policy, horizon_is_known=False)),
+            (f"wrappers of {name} alone (hold)", settings(holding(policy))),
+        ):
+            found[label] = found[name]._replace(settings=changed)
     return found
 
 

@@ -184,7 +184,7 @@ def other_optimizers_score() -> str:
 
 def variants() -> str:
     """Return other numbers of the wrappers, on the tier that may choose, by horizon."""
-    files = sorted(HERE.glob("guides-*.json"), key=lambda p: int(p.stem.split("-")[1]))
+    files = sorted(HERE.glob("wrappers-*.json"), key=lambda p: int(p.stem.split("-")[1]))
     found = [{r["method"]: r for r in json.loads(path.read_text())["scores"]} for path in files]
     names = dict.fromkeys(name for scores in found for name in scores)
     columns = ["change"]
@@ -207,7 +207,7 @@ def _ratio(row: dict[str, Any]) -> str:
 
 def variants_by(field: str) -> str:
     """Return what the policy as shipped has on that tier."""
-    files = sorted(HERE.glob("guides-*.json"), key=lambda p: int(p.stem.split("-")[1]))
+    files = sorted(HERE.glob("wrappers-*.json"), key=lambda p: int(p.stem.split("-")[1]))
     found = [json.loads(path.read_text())["scores"] for path in files]
     rows = [next(r for r in scores if r["method"] == "as it is") for scores in found]
     values = dict.fromkeys(value for row in rows for value in row[field])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ablation import interval, stacked
-from protocol import holding
+from frozen import holding
 
 import optax_meta
 from optax_meta import families
@@ -112,7 +112,8 @@ TEST = {"digits": digits, "diabetes": diabetes, "sparse": sparse}
 
 def final_losses(policy: optax_meta.Policy, make: Any, seeds: int) -> Any:
     """Return (stacked policies, weight decays, steps) → held-out losses, float[P, K, S]."""
-    longest = policy.guide.first_decisions + policy.guide.num_decisions + 1
+    learned = partial(optax_meta.learned, policy)
+    longest = max(learned(total_steps=steps).num_decisions(steps) for steps in HORIZONS)
     keys = jax.random.split(jax.random.key(5), seeds)
 
     def run(params: Any, decay: jax.Array, key: jax.Array, steps: jax.Array) -> jax.Array:
@@ -167,7 +168,7 @@ def main() -> None:
                 both = stacked(policy.params, holding(policy).params)
                 found = runs[name](both, STARTS, steps)
                 whole, alone = np.log(found / grid[best]).mean(1).tolist()
-                row["logs"] |= {name: whole, f"{name}: guide alone": alone}
+                row["logs"] |= {name: whole, f"{name}: wrappers alone": alone}
             rows.append(row)
             shown = {name: round(float(np.exp(np.mean(x))), 3) for name, x in row["logs"].items()}
             print(task, steps, np.round(row["grid"], 3), shown, flush=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 # Names in the files that say less than a reader of a page needs.
 LABELS = {
-    "guide of any-lr-v1 alone (hold)": "the wrappers of any-lr-v1 alone",
-    "adamw-lr-wd-v1: guide alone": "its wrappers alone",
+    "wrappers of any-lr-v1 alone (hold)": "the wrappers of any-lr-v1 alone",
+    "adamw-lr-wd-v1: wrappers alone": "its wrappers alone",
     "reinforce from scratch": "reinforce from nothing, no wrappers",
     "as it is": "as shipped",
     "bounds": "any limit on a move or a gradient",
@@ -26,14 +26,10 @@ LABELS = {
     "calibration, dense first decisions, bounds": "`calibrated`, the first decisions, any limit",
     "hold": "nothing else",
 }
-# Numbers of a wrapper had other names when the files were written.
-RENAMED = {"fall=": "power="}
 
 
 def label(name: str) -> str:
     """Return the name that a page has for that of a file."""
-    for old, new in RENAMED.items():
-        name = name.replace(old, new)
     return LABELS.get(name, name)
 
 

@@ -173,3 +173,15 @@ def test_the_gradient_through_inner_steps(name):
         factors = np.exp([0.0, 0.1, 0.2]) if name == "hypergradient" else np.ones(3)
         left = 1.0 - 0.1 * factors
         np.testing.assert_allclose(slope, -(np.prod(left) ** 2) * np.sum(factors / left), rtol=1e-5)
+
+
+def test_a_wrapper_forgets_no_start_that_its_controller_does_not_steer():
+    decays = []
+
+    def factory(learning_rate, weight_decay=1e-3):
+        decays.append(weight_decay)
+        return optax.lion(learning_rate, weight_decay=weight_decay)
+
+    controller = optax_meta.calibrated(optax_meta.hypergradient(), total_decay=5.0)
+    optax_meta.control_hyperparams(factory, controller)().init(jnp.ones(3))
+    assert set(decays) == {1e-3}

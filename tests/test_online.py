@@ -14,6 +14,7 @@ import optax_meta
 from optax_meta import actions, control_hyperparams, policy_gradient, reinforce
 from optax_meta.controllers.reinforce import extract_policy
 
+CLASSIC = functools.partial(reinforce, wrappers={})
 VALUES = np.array([2.0, 1.5, 1.7, 1.2, 1.1, 0.9, 1.3, 0.8, 0.7, 0.75, 0.6], np.float32)
 
 
@@ -109,7 +110,7 @@ def test_a_non_finite_loss_earns_the_worst_reward():
 
 def test_episode_is_cleared_after_learning():
     length = 3
-    tx = control_hyperparams(optax.adamw, reinforce(decision_interval=1, train_every=length))(1e-3)
+    tx = control_hyperparams(optax.adamw, CLASSIC(decision_interval=1, train_every=length))(1e-3)
     update = jax.jit(lambda state, value: tx.update(jnp.array(1.0), state, 1.0, value=value)[1])
     state = tx.init(jnp.array(1.0))
     for value in VALUES[:length]:
@@ -140,7 +141,7 @@ def test_same_seed_same_run_and_other_seed_another():
 
 def test_seeds_can_be_vmapped():
     def seeded(seed):
-        controller = reinforce(seed=seed, decision_interval=1, start="uniform", train_every=3)
+        controller = CLASSIC(seed=seed, decision_interval=1, start="uniform", train_every=3)
         tx = control_hyperparams(optax.adamw, controller)(1e-3)
         return run_values(tx, VALUES)[0].decision.action
 
@@ -167,7 +168,7 @@ def test_a_reward_sees_all_of_the_run_before():
     def reward(before, after):
         return (after.step - before.step) + 0.1 * before.num_steps + 0.01 * before.param_norm
 
-    controller = reinforce(
+    controller = CLASSIC(
         encoder=optax_meta.observations.scale_free(),
         action_space=optax_meta.actions.learning_rate(),
         reward=reward,
@@ -251,7 +252,9 @@ def test_learned_takes_the_most_probable_action():
         ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must not be negative"),
         ({"total_steps": 0}, "`total_steps` must be a whole number ≥ 1"),
         ({"hidden_sizes": (0,)}, "`hidden_sizes` must be a whole number ≥ 1, got 0"),
-        ({"policy": "any-lr-v1"}, "`policy` must be a Policy, got str: read one with `load_policy"),
+        ({"policy": "any-lr-v0"}, "cannot read the policy file `any-lr-v0`: no such file"),
+        ({"policy": 3}, "`policy` must be a Policy, a name or a path, got int"),
+        ({"wrappers": {"anneal": {}}}, "unknown wrapper 'anneal': choose from calibrated"),
         (
             {"action_space": actions.scale("learning_rate")},
             "an ActionSpace, got Move: `actions.joi",
@@ -274,8 +277,10 @@ def test_a_policy_excludes_what_describes_a_fresh_one():
     for bad in (2.5, -3):
         with pytest.raises(ValueError, match="`decision_interval` must be a whole number ≥ 1"):
             optax_meta.learned(policy, decision_interval=bad)
-    with pytest.raises(ValueError, match="`policy` must be a Policy, got str"):
-        optax_meta.learned("any-lr-v1")
+    with pytest.raises(
+        ValueError, match="`policy` must be a Policy, a name or a path, got ActionSpace"
+    ):
+        optax_meta.learned(actions.classic())
 
 
 def test_an_infinite_interval_leaves_it_to_decide():
@@ -287,7 +292,7 @@ def test_an_infinite_interval_leaves_it_to_decide():
 
 
 def test_after_the_end_nothing_is_learned(feed):
-    controller = optax_meta.reinforce(total_steps=10, decision_interval=1, train_every=3, seed=1)
+    controller = CLASSIC(total_steps=10, decision_interval=1, train_every=3, seed=1)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(0.1)
     values = np.random.default_rng(0).uniform(1.0, 2.0, 40)
     states = [feed(tx, values[:steps])[1] for steps in (5, 10, 40)]

@@ -1,13 +1,16 @@
+import argparse
 import json
 import sys
 
 import data_switch
+import frozen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import protocol as benchmark
 import pytest
+import wrappers
 from reported_tasks import TEST
 from validation_tasks import VALIDATION
 
@@ -147,7 +150,7 @@ def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
 
 
 def test_settings_of_another_name_are_other_settings():
-    named = [{"fall": 2.0}, {"last_raise": 2.0}, (2.0,), np.float32(2.0), np.ones(1) * 2.0]
+    named = [{"power": 2.0}, {"last_raise": 2.0}, (2.0,), np.float32(2.0), np.ones(1) * 2.0]
     assert len({protocol._fingerprint(settings) for settings in named}) == len(named)
 
 
@@ -357,11 +360,43 @@ def test_every_baseline_of_the_benchmark_trains(name):
     assert 0.0 < jnp.abs(train()).max() < 1.0
 
 
-def test_a_policy_trained_anew_or_guided_otherwise_is_run_again():
+def test_a_policy_trained_anew_or_inside_other_wrappers_is_run_again():
     policy = optax_meta.load_policy("any-lr-v1")
-    other = policy._replace(guide=policy.guide._replace(max_ratio=0.1))
-    prints = {protocol._fingerprint(benchmark.guided(p).settings) for p in (policy, other)}
-    assert len(prints) == 2
+    changed = frozen.changed(policy, {"trust_region.max_ratio": 0.1})
+    rewrapped = policy._replace(wrappers=dict(reversed(policy.wrappers.items())))
+    others = changed, rewrapped, policy._replace(dense_steps=10), frozen.holding(policy)
+    prints = {protocol._fingerprint(frozen.contender(p).settings) for p in (policy, *others)}
+    assert len(prints) == 5
+
+
+def test_other_numbers_leave_wrappers_in_their_order():
+    policy = optax_meta.load_policy("any-lr-v1")
+    numbers = {"annealed.power": 1.5, "calibrated.probe_rate": 1e-7}
+    changed = frozen.changed(policy, numbers)
+    assert list(changed.wrappers) == list(policy.wrappers)
+    assert frozen.numbers(changed) == frozen.numbers(policy) | numbers
+    with pytest.raises(ValueError, match=r"`annealed\.power`: the policy's wrappers are none"):
+        frozen.changed(optax_meta.init_policy(jax.random.key(0)), numbers)
+
+
+def test_variants_of_numbers_share_a_program():
+    change = {"annealed.power": 1.5, "calibrated.total_decay": 1.0}
+    policy = optax_meta.load_policy("any-lr-v1")
+    same, other = wrappers.contenders(policy, {"as it is": {}, "other": change}).values()
+    assert protocol._program(same) == protocol._program(other)
+    assert jax.tree.structure(same.settings) == jax.tree.structure(other.settings)
+    with pytest.raises(ValueError, match="`power` must be a number ≥ 0, got -1"):
+        wrappers.contenders(policy, {"wrong": {"annealed.power": -1.0}})
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [("fall=1.5", "no number of a wrapper: fall; there are"), ("annealed.power", "expected")],
+)
+def test_a_variant_names_wrapper_and_number(variant, message):
+    assert wrappers.parsed("annealed.power=1.5") == {"annealed.power": 1.5}
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        wrappers.parsed(variant)
 
 
 def test_bad_arguments():

@@ -93,7 +93,7 @@ def calibrated(
     ):
         check_number(name, number)
     forgotten = {RATE: USUAL_RATE}
-    if is_set(total_decay, 0.0):
+    if DECAY in controller.hyperparams and is_set(total_decay, 0.0):
         forgotten[DECAY] = _USUAL_DECAY
     setting = _Calibration(controller, steps, target_ratio, probe_rate, total_decay)
     return controller._replace(

@@ -1,66 +1,59 @@
-"""Which guide serves a policy best? Variants of its own, on the validation tier.
+"""Which numbers of its wrappers serve a policy best? Variants, on the validation tier.
 
-Each variant changes numbers of the guide: `fall=1.5,max_ratio=0.04`. All are compiled as one, so
-that thirty cost little more than the sweep that they are measured by; that is kept in the folder,
-as is every finished part. Ratios are those of `protocol.py`; without a variant, those of the guide
-as it is. With `--write`, `guides-200-1000.json`, named by the horizons.
+Each variant changes some: `annealed.power=1.5,trust_region.max_ratio=0.04`. All are compiled as
+one, so that thirty cost little more than the sweep that they are measured by; that is kept in the
+folder, as is every finished part. Ratios are those of `protocol.py`; without a variant, those of
+the policy as it is. With `--write`, `wrappers-200-1000.json`, named by the horizons.
 
-    python benchmarks/guides.py fall=1 fall=1.5 fall=2.5
-    python benchmarks/guides.py fall=1.5,max_ratio=0.04 --steps 200 1000 5000 --write
+    python benchmarks/wrappers.py annealed.power=1 annealed.power=1.5 annealed.power=2.5
+    python benchmarks/wrappers.py annealed.power=1.5,trust_region.max_ratio=0.04 --write
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from ablation import numbers
+from frozen import NUMBERS, changed, contender, settings
 from protocol import OPTIMIZERS, asked_for, by, table, versions
 from validation_tasks import VALIDATION
 
 import optax_meta
 from optax_meta import protocol
-from optax_meta.guides import Guide
 from optax_meta.meta.protocol import Contender
 
 HERE = Path(__file__).parent
 
 
 def parsed(variant: str) -> dict[str, float]:
-    """Read `field=value,…`."""
+    """Read `wrapper.number=value,…`."""
     try:
         change = {k: float(v) for k, v in (part.split("=") for part in variant.split(","))}
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected field=value,…, got {variant!r}") from None
-    known = list(numbers(Guide()))
-    if wrong := set(change) - set(known):
-        raise argparse.ArgumentTypeError(f"no number of a guide: {wrong}; there are {known}")
+        message = f"expected wrapper.number=value,…, got {variant!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    if unknown := set(change) - set(NUMBERS):
+        raise argparse.ArgumentTypeError(
+            f"no number of a wrapper: {', '.join(unknown)}; there are {', '.join(NUMBERS)}"
+        )
     return change
 
 
 def contenders(
     policy: optax_meta.Policy, changes: dict[str, dict[str, float]]
 ) -> dict[str, Contender]:
-    """Return one contender for each guide, which share a program."""
-
-    def make(run: protocol.Run, settings: Any) -> optax_meta.Controller:
-        params, guide = settings
-        guided = policy._replace(params=params, guide=policy.guide._replace(**guide))
-        return optax_meta.learned(guided, total_steps=run.steps)
-
-    guides = {name: policy.guide._replace(**change) for name, change in changes.items()}
-    first = Contender.from_controller(make, any_start=True)
-    return {
-        name: first._replace(settings=(policy.params, numbers(guide)))
-        for name, guide in guides.items()
-    }
+    """Return one contender for each change of numbers, which share a program."""
+    variants = {name: changed(policy, change) for name, change in changes.items()}
+    for variant in variants.values():
+        optax_meta.learned(variant)  # refuses what it cannot once it is traced
+    whole = contender(policy)
+    return {name: whole._replace(settings=settings(v)) for name, v in variants.items()}
 
 
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("variants", nargs="*", type=parsed, help="field=value,… for each guide")
+    parser.add_argument("variants", nargs="*", type=parsed, help="wrapper.number=value,…")
     parser.add_argument("--policy", default="any-lr-v1", help="name or path")
     parser.add_argument("--steps", type=int, nargs="*", default=[200, 1000])
     parser.add_argument("--seeds", type=int, default=5)
@@ -71,7 +64,10 @@ def main() -> None:
     options = parser.parse_args()
     changes = {",".join(f"{k}={v:g}" for k, v in c.items()): c for c in options.variants}
     policy = optax_meta.load_policy(options.policy)
-    methods = contenders(policy, {"as it is": {}} | changes)
+    try:
+        methods = contenders(policy, {"as it is": {}} | changes)
+    except ValueError as error:
+        parser.error(str(error))
     cells = protocol.judge(
         [make() for make in VALIDATION.values()],
         methods,
@@ -80,7 +76,7 @@ def main() -> None:
         horizons=options.steps,
         seeds=options.seeds,
         oracle_seeds=options.oracle_seeds,
-        folder=options.folder / f"guides-{Path(options.policy).stem}",
+        folder=options.folder / f"wrappers-{Path(options.policy).stem}",
         compiler_options={"xla_backend_optimization_level": 1},
         progress=lambda label: print(label, file=sys.stderr, flush=True),
     )
@@ -94,7 +90,7 @@ def main() -> None:
     if options.write:
         scores = [score._asdict() | split[score.method] for score in protocol.score(cells)]
         results = {"versions": versions(cells), "policy": options.policy, "scores": scores}
-        name = "-".join(["guides", *map(str, options.steps)])
+        name = "-".join(["wrappers", *map(str, options.steps)])
         (HERE / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
