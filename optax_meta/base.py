@@ -234,11 +234,11 @@ def check_wrapped(wrapper: str, controller: object, hyperparam: str) -> None:
 
     >>> check_wrapped("annealed", "plateau", "learning_rate")
     Traceback (most recent call last):
-    ValueError: `annealed` goes around a Controller such as `plateau()`, got str
+    ValueError: `annealed` must go around a Controller such as `plateau()`, got str
     """
     if not isinstance(controller, Controller):
         raise ValueError(
-            f"`{wrapper}` goes around a Controller such as `plateau()`, got "
+            f"`{wrapper}` must go around a Controller such as `plateau()`, got "
             f"{getattr(controller, '__name__', type(controller).__name__)}"
         )
     if hyperparam not in controller.hyperparams:

@@ -81,7 +81,7 @@ def save_policy(
     params = np.asarray(ravel_pytree(policy.params)[0], np.float32)
     if not np.all(np.abs(params) <= _LARGEST_PARAM):
         raise ValueError(
-            "the policy has parameters that are not finite or beyond ±10000: nothing was written"
+            "the parameters of a policy must be finite and within ±10000: nothing was written"
         )
     path = Path(path)
     try:
@@ -134,7 +134,7 @@ adamw-lr-wd-v1, any-lr-v1
         ) from None
     except KeyError as error:
         raise ValueError(
-            f"cannot read the policy file `{path}`: it has no {error.args[0]!r}"
+            f"cannot read the policy file `{path}`: it must have {error.args[0]!r}"
         ) from error
     except Exception as error:  # a hostile file may provoke any: one error for all
         raise ValueError(f"cannot read the policy file `{path}`: {error}") from error
@@ -229,21 +229,21 @@ def _plain(x: Any) -> Any:
 
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"it is larger than {_LARGEST_FILE >> 20} MiB")
+        raise ValueError(f"it must not be larger than {_LARGEST_FILE >> 20} MiB")
     if not zipfile.is_zipfile(path):
         raise ValueError("it is none that `save_policy` wrote, or damaged")
     with zipfile.ZipFile(path) as archive:
         if sum(item.file_size for item in archive.infolist()) > _LARGEST_FILE:
-            raise ValueError(f"it would unpack to more than {_LARGEST_FILE >> 20} MiB")
+            raise ValueError(f"it must not unpack to more than {_LARGEST_FILE >> 20} MiB")
         card = json.loads(archive.read("card.json"))
         params = np.load(io.BytesIO(archive.read("params.npy")), allow_pickle=False)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}; write it again with `save_policy`")
     is_vector = isinstance(params, np.ndarray) and params.dtype == np.float32 and params.ndim == 1
     if not is_vector or not np.all(np.abs(params) <= _LARGEST_PARAM):
-        raise ValueError("its parameters are no float32 vector within ±10000")
+        raise ValueError("its parameters must be a float32 vector within ±10000")
     if _digest(params) != card["sha256"]:
-        raise ValueError("its parameters do not match the checksum of its card")
+        raise ValueError("its parameters must match the checksum of its card: it is damaged")
     return card, params
 
 
@@ -254,7 +254,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
             raise ValueError(f"its encoder {name!r} is not built in: pass it as `encoder=`")
         config = card["encoder"]["config"]
         if not all(isinstance(number, int) and number <= 10_000 for number in config.values()):
-            raise ValueError(f"its encoder's configuration {config} is not sensible")
+            raise ValueError(f"its encoder's configuration must be small integers, got {config}")
         encoder = ENCODERS[name](**config)
     if list(encoder.features) != card["features"]:
         needed, got = list(map(str, card["features"])), list(encoder.features)
@@ -268,7 +268,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
         )
     sizes = card["hidden_sizes"]
     if len(sizes) > 100 or sum(sizes) > _LARGEST_FILE**0.5:
-        raise ValueError("its network is too large")
+        raise ValueError("its network must be smaller")
     blank = init_policy(
         jax.random.key(0),
         encoder=encoder,
@@ -289,7 +289,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
     # ReLU keeps order: absolute weights bound the logits of all observations, which lie in [-1, 1].
     weights, ones = jax.tree.map(jnp.abs, policy.params), jnp.ones(len(encoder.features))
     if not np.all(np.asarray(policy.network.apply(weights, ones)) < _LARGEST_LOGIT):
-        raise ValueError("its network may overflow")
+        raise ValueError("its network must not overflow: its parameters are too large")
     return policy
 
 
@@ -300,7 +300,7 @@ def _action_space(card: dict[str, Any]) -> ActionSpace:
     ]
     space = (actions.factored if card["factored"] else actions.joint)(*moves)
     if space.num_actions > 10_000:
-        raise ValueError("its action space is too large")
+        raise ValueError("its action space must have at most 10000 actions")
     return space
 
 
@@ -309,14 +309,14 @@ def _wrappers(card: list[dict[str, Any]]) -> Wrappers:
     for entry in card:
         options = {k: math.inf if v is None else v for k, v in entry.items() if k != "name"}
         if large := [k for k, v in options.items() if isinstance(v, int) and v > _LARGEST_COUNT]:
-            raise ValueError(f"the `{large[0]}` of `{entry['name']}` is above {_LARGEST_COUNT}")
+            raise ValueError(f"the `{large[0]}` of `{entry['name']}` must be at most {_LARGEST_COUNT}")
         wrappers[entry["name"]] = options
     return wrappers
 
 
 def _count(card: dict[str, Any], name: str) -> int:
     if isinstance(card[name], int) and card[name] > _LARGEST_COUNT:
-        raise ValueError(f"its `{name}` is above {_LARGEST_COUNT}")
+        raise ValueError(f"its `{name}` must be at most {_LARGEST_COUNT}")
     return card[name]
 
 

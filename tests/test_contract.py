@@ -225,8 +225,13 @@ def test_optax_tree_tools_find_what_they_look_for(controller):
     assert_close(optax.tree.get(mapped, "mu"), jax.tree.map(jnp.ones_like, problem()))
 
 
+def decayed_sgd(learning_rate, weight_decay=1e-4):
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
+
+
 def test_under_strict_dtype_promotion(controller):
-    tx = make(controller)
+    # Optax's Adam does not bear it.
+    tx = optax_meta.control_hyperparams(decayed_sgd, controller)(learning_rate=1e-2)
     with jax.numpy_dtype_promotion("strict"):
         update = jax.jit(lambda p, s: tx.update(p, s, p, value=jnp.float32(1.0)))
         updates, state = update(problem(), tx.init(problem()))

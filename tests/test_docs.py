@@ -168,10 +168,12 @@ def test_every_table_stands_on_a_page():
     assert set(found) == set(readme.BLOCKS)
 
 
-# What a message must hold to name the way out: what is demanded, or what to do.
+# What a message must hold to name the way out: what is demanded, what to do, or, passed on, what
+# the system or an error inside says of it.
 WAY_OUT = re.compile(
     r"\b(must|needs?|may|add|ask|call|change|choose|give|go on|install|leave|name|pass|put|remove|"
     r"restore|return|save|see|start|use)\b|(?<!cannot )\b(read|write)\b|(it has|they hold) …"
+    r"|cannot (read|write|be saved)\b.*: …|^…$"
 )
 
 

@@ -98,7 +98,7 @@ def test_unreadable_and_unwritable_files(tmp_path):
         load_policy(tmp_path / "none")
     with (tmp_path / "large").open("wb") as file:
         file.truncate(checkpoints._LARGEST_FILE + 1)
-    with pytest.raises(ValueError, match="it is larger than 64 MiB"):
+    with pytest.raises(ValueError, match="it must not be larger than 64 MiB"):
         load_policy(tmp_path / "large")
     with pytest.raises(ValueError, match=r"cannot read the policy file .*: it is none that"):
         load_policy(tmp_path)
@@ -248,7 +248,7 @@ def test_parameters_that_overflow_are_refused(folder, hidden_sizes, size):
 def test_huge_parameters_are_not_saved(tmp_path):
     policy = init_policy(jax.random.key(0))
     huge = jax.tree.map(lambda x: x + 2e4, policy.params)
-    with pytest.raises(ValueError, match="not finite or beyond ±10000: nothing was written"):
+    with pytest.raises(ValueError, match="must be finite and within ±10000: nothing was written"):
         save_policy(policy._replace(params=huge), tmp_path / "huge.policy")
 
 
@@ -280,7 +280,7 @@ def test_a_policy_can_be_loaded_inside_a_trace():
 @pytest.mark.parametrize(
     ("options", "notes", "message"),
     [
-        ({"dense_steps": 10**7}, {}, "its `dense_steps` is above 1000000"),
+        ({"dense_steps": 10**7}, {}, "its `dense_steps` must be at most 1000000"),
         ({"wrappers": {"annealed": {"power": -1.0}}}, {}, "`power` must be a number ≥ 0, got -1.0"),
         ({}, {"seeds": {1, 2}}, "its card cannot hold {1, 2}"),
     ],

@@ -128,8 +128,8 @@ def test_a_running_meta_training(log, tmp_path):
         ({"log.jsonl": "{}\n"}, "a row of steps needs at least step"),
         ({"log.jsonl": '{"update": 1}\n{}\n{}\n'}, "does not hold rows of steps or of updates"),
         ({"a.jsonl": "3\n"}, "does not hold rows of steps or of updates"),
-        ({"results.json": "{}"}, "is no complete folder"),
-        ({"results.json": "[]"}, "is no complete folder"),
+        ({"results.json": "{}"}, "must be a complete folder"),
+        ({"results.json": "[]"}, "must be a complete folder"),
         ({"results.json": '{"runs": [3], "bare_seconds": []}'}, "holds no file of 3"),
     ],
 )
@@ -144,7 +144,7 @@ def test_folders_that_cannot_be_read(files, message, tmp_path, capsys):
 
 def test_a_path_that_is_nearly_right_leads_to_the_folder(log, tmp_path, capsys):
     assert cli.main(["report", str(log)]) == 2
-    assert f"is not a folder: pass `{tmp_path}`" in capsys.readouterr().err
+    assert f"must be a folder: pass `{tmp_path}`" in capsys.readouterr().err
     (tmp_path / "run").mkdir()
     log.rename(tmp_path / "run" / "log.jsonl")
     assert cli.main(["report", str(tmp_path)]) == 2
@@ -190,7 +190,7 @@ def test_no_name_reads_a_file_outside_of_records(name, victim):
     folder = victim.parent / "a" / "b"
     (folder / "records").mkdir(parents=True)
     (folder / "results.json").write_text(names(victim, name))
-    with pytest.raises(ValueError, match=r"is no complete folder .* records/ holds no file of"):
+    with pytest.raises(ValueError, match=r"must be a complete folder .* records/ holds no file of"):
         files.read_comparison(folder)
     only_full = json.dumps({"runs": {str(victim.with_suffix("")): {}}, "bare_seconds": [1.0]})
     (folder / "results.json").write_text(only_full)

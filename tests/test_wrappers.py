@@ -514,7 +514,7 @@ def test_wrappers_may_be_traced():
         (lambda c: annealed(c, power=math.nan), "`power` must be a number ≥ 0, got nan"),
         (lambda c: annealed(c, total_steps=2.5), "`total_steps` must be a whole number ≥ 1"),
         (lambda c: annealed(annealed(c, total_steps=3), total_steps=4), "pass it once"),
-        (lambda c: annealed(optax_meta.plateau), "goes around a Controller such as"),
+        (lambda c: annealed(optax_meta.plateau), "must go around a Controller such as"),
         (lambda c: annealed(c, hyperparam="b1"), "`hyperparam=` out of learning_rate"),
         (lambda c: calibrated(c, steps=0), "`steps` must be a whole number ≥ 1, got 0"),
         (lambda c: calibrated(optax_meta.constant(hyperparams=["b1"])), "acts on `learning_rate`"),

@@ -341,7 +341,8 @@ def _learn(
     # Kept packed and under a name of their own, so that `optax.tree.get` finds the model's moments.
     packed = optax.ScaleByAdamState(num_updates - 1, *moments)
     adam: Any = optax.scale_by_adam()
-    direction, (_, *new_moments) = adam.update(gradient, packed)
+    with jax.numpy_dtype_promotion("standard"):  # whatever the user's: Optax's Adam asks for it
+        direction, (_, *new_moments) = adam.update(gradient, packed)
     params = params - learner.policy_learning_rate * direction
     baseline = policy_gradient.moving_average_baseline(baseline, returns, learner.baseline_decay)
     return params, jnp.stack(new_moments), baseline

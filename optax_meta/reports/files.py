@@ -96,7 +96,7 @@ def read_comparison(folder: Path) -> Comparison:
         return Comparison(**setting, methods=methods, bare_seconds=bare_seconds)
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         kind = "complete folder of this version's `optax-meta compare`"
-        raise ValueError(f"`{folder}` is no {kind}: {reason(error)}") from error
+        raise ValueError(f"`{folder}` must be a {kind}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

@@ -104,12 +104,12 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
     Example:
         >>> optax_meta.reports.folder.rebuild_report("/proc/nowhere")
         Traceback (most recent call last):
-        ValueError: `/proc/nowhere` is not a folder
+        ValueError: `/proc/nowhere` must be a folder
     """
     folder = Path(folder)
     if not folder.is_dir():
         hint = f": pass `{folder.parent}`" if folder.is_file() else ""
-        raise ValueError(f"`{folder}` is not a folder{hint}")
+        raise ValueError(f"`{folder}` must be a folder{hint}")
     path = folder / "report.html" if out is None else Path(out)
     check_folder(path.parent)
     text = _page_of(folder)

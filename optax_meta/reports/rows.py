@@ -105,7 +105,7 @@ def _steps_of(rows: Sequence[Row]) -> list[Row]:
         raise ValueError("a row of steps needs at least step, decided, and value or loss")
     rows = [row for row in rows if row["step"] >= 1]
     if not rows:
-        raise ValueError("no row has a step of 1 or more")
+        raise ValueError("at least one row must have a step of 1 or more")
     return rows
 
 
