@@ -119,7 +119,7 @@ def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None
     Example:
         >>> optax_meta.load_policy("missing.policy")
         Traceback (most recent call last):
-        ValueError: cannot read the policy file `missing.policy`: no such file; the package has \
+        ValueError: cannot read the policy file `missing.policy`: no such file; choose from \
 adamw-lr-wd-v1, any-lr-v1
     """
     path = _path(name_or_path)
@@ -130,7 +130,7 @@ adamw-lr-wd-v1, any-lr-v1
     except FileNotFoundError:
         shipped = ", ".join(available_policies())
         raise ValueError(
-            f"cannot read the policy file `{path}`: no such file; the package has {shipped}"
+            f"cannot read the policy file `{path}`: no such file; choose from {shipped}"
         ) from None
     except KeyError as error:
         raise ValueError(

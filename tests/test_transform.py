@@ -608,5 +608,5 @@ def test_one_line_by_name_and_without_a_start(make, wrap):
 def test_a_policy_by_its_path(tmp_path):
     optax_meta.save_policy(optax_meta.load_policy("any-lr-v1"), tmp_path / "mine.policy")
     assert optax_meta.learned(tmp_path / "mine.policy").num_decisions(100) > 0
-    with pytest.raises(ValueError, match="no such file; the package has"):
+    with pytest.raises(ValueError, match="no such file; choose from"):
         optax_meta.learned("any-lr-v0")

@@ -141,7 +141,7 @@ def _page_of(folder: Path) -> str:
         return _page_of_rows(source, rows)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         kinds = "rows of steps or of updates"
-        raise ValueError(f"`{source}` does not hold {kinds}: {files.reason(error)}") from error
+        raise ValueError(f"`{source}` must hold {kinds}: {files.reason(error)}") from error
 
 
 def _page_of_rows(source: Path, rows: list[Row]) -> str:
