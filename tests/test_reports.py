@@ -120,7 +120,7 @@ def test_a_running_meta_training(log, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds neither results.json"),
+        ({}, "must hold results.json"),
         ({"a.jsonl": "{}\n", "b.jsonl": "{}\n"}, "nor one file of step rows, but 2 *.jsonl"),
         ({"a.jsonl": "{}\n"}, "a row of steps needs at least step, decided, and value or loss"),
         ({"a.jsonl": ""}, "holds no complete row yet"),

@@ -133,7 +133,11 @@ def _replace(new: Path, folder: Path, comparison: Comparison) -> None:
 def _page_of(folder: Path) -> str:
     source = _source(folder)
     if source is None:
-        raise ValueError(_nothing_in(folder))
+        logs = len(list(folder.glob("*.jsonl")))
+        raise ValueError(
+            f"`{folder}` must hold results.json (of `optax-meta compare`), log.jsonl (of "
+            f"`optax-meta meta-train`) or one file of step rows, got {logs} *.jsonl{_hint(folder)}"
+        )
     if source.name == "results.json":
         return page.comparison_page(files.read_comparison(folder))
     rows = writers.read_rows(source)
@@ -161,15 +165,10 @@ def _source(folder: Path) -> Path | None:
     return None
 
 
-def _nothing_in(folder: Path) -> str:
-    """Return what to say of a folder without a source, and where there may be one."""
+def _hint(folder: Path) -> str:
+    """Return where inside a folder there is a source, empty where there is none."""
     runs = [path for path in sorted(folder.iterdir()) if path.is_dir() and _source(path)]
-    hint = f"; pass a folder inside it, such as `{runs[0]}`" if runs else ""
-    logs = list(folder.glob("*.jsonl"))
-    return (
-        f"`{folder}` holds neither results.json (of `optax-meta compare`) nor log.jsonl (of "
-        f"`optax-meta meta-train`) nor one file of step rows, but {len(logs)} *.jsonl{hint}"
-    )
+    return f"; pass a folder inside it, such as `{runs[0]}`" if runs else ""
 
 
 def _cannot_write(path: Path, error: OSError) -> ValueError:
