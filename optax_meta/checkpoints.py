@@ -309,7 +309,9 @@ def _wrappers(card: list[dict[str, Any]]) -> Wrappers:
     for entry in card:
         options = {k: math.inf if v is None else v for k, v in entry.items() if k != "name"}
         if large := [k for k, v in options.items() if isinstance(v, int) and v > _LARGEST_COUNT]:
-            raise ValueError(f"the `{large[0]}` of `{entry['name']}` must be at most {_LARGEST_COUNT}")
+            raise ValueError(
+                f"the `{large[0]}` of `{entry['name']}` must be at most {_LARGEST_COUNT}"
+            )
         wrappers[entry["name"]] = options
     return wrappers
 

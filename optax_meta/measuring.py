@@ -5,7 +5,7 @@ asks for parameters or moves is estimated from some four thousand coordinates.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -82,27 +82,26 @@ def _compare(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the `_Moves` of a step, float32[4], and the new samples.
 
-    Under `lax.cond`, which XLA cannot reorder: else it copies all donated parameters, since the
-    sample could be read after they were overwritten.
+    The sample is taken under `lax.cond`, which XLA cannot reorder: else it copies all donated
+    parameters, since the sample could be read after they were overwritten. What is computed from
+    samples stays outside: a branch that returns more writes more.
     """
+    # Nothing here is differentiated, and a reduction of several operands cannot be.
+    slope, params, last_samples = jax.lax.stop_gradient((slope, params, last_samples))
 
-    def look() -> tuple[jax.Array, jax.Array]:
+    def remember() -> jax.Array:
         position = sample(params)
-        last_position, last_move = last_samples
-        if not slope.shape == position.shape == last_position.shape:
+        if not slope.shape == position.shape == last_samples.shape[1:]:
             raise ValueError(
-                "gradients, parameters and state do not belong together: pass the gradients of "
+                "gradients, parameters and state must belong together: pass the gradients of "
                 "those parameters that `init` saw; integer parameters with gradients belong under "
                 "an optimizer of their own (`optax.partition`)"
             )
-        move = position - last_position
-        lengths, cosines = geometry(jnp.stack([-slope, move, last_move, position]))
-        _, update_norm, _, param_norm = jnp.minimum(lengths, _LARGEST)
-        alignment, persistence, _ = cosines
-        moves = _Moves(alignment, persistence, update_norm, param_norm)
-        return jnp.stack(moves), jnp.stack([position, move])
+        return jnp.stack([position, last_samples[0]])
 
-    return jax.lax.cond(is_finite, look, lambda: (jnp.zeros(4, jnp.float32), last_samples))
+    samples = jax.lax.cond(is_finite, remember, lambda: last_samples)
+    moves = geometry(slope, *samples, last_samples[1])
+    return jnp.where(is_finite, moves, 0.0), samples
 
 
 def first_samples(params: chex.ArrayTree) -> tuple[jax.Array, jax.Array]:
@@ -112,18 +111,18 @@ def first_samples(params: chex.ArrayTree) -> tuple[jax.Array, jax.Array]:
         params: at the start of the run.
     """
     sampled = sample(params)
-    return jnp.stack([sampled, jnp.zeros_like(sampled)]), least_norm(params, sampled)
+    return jnp.stack([sampled, sampled]), least_norm(params, sampled)
 
 
 def global_norm(tree: chex.ArrayTree) -> jax.Array:
     """Return the L2 norm over all inexact leaves, accumulated in float32.
 
-    Norms above 3.6e19 overflow to inf and so count as not finite.
+    Norms above 1.8e19 overflow to inf and so count as not finite.
 
     >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
     5.0
     """
-    return 2.0 * jnp.sqrt(sum((_squared_half(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
+    return jnp.sqrt(sum((_squared_norm(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
 
 
 def sample(tree: chex.ArrayTree, size: int = SAMPLE_SIZE) -> jax.Array:
@@ -185,27 +184,39 @@ def is_inexact(leaf: object) -> bool:
     return is_number if dtype is None else jnp.issubdtype(dtype, jnp.inexact)
 
 
-def geometry(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the lengths of vectors, and the cosine of the angle between each and the next.
+def geometry(slope: jax.Array, now: jax.Array, before: jax.Array, earlier: jax.Array) -> jax.Array:
+    """Return alignment, persistence, and the norms of the last move and of the position.
 
     Args:
-        vectors: float32[n, k].
+        slope: the gradient, float32[k].
+        now: the position at which it was taken, float32[k].
+        before: that of one step ago, float32[k].
+        earlier: that of two steps ago, float32[k].
 
     Returns:
-        Lengths, float32[n], which overflow only where they must; cosines, float32[n - 1], 0 where
-        a vector is zero.
+        float32[4]; cosines of zero vectors are 0. No scale overflows or vanishes, but for moves
+        below 1e-19 of the position, which count as none.
 
-    >>> lengths, cosines = geometry(jnp.array([[1.0, 0.0], [3e30, 4e30], [0.0, 0.0]]))
-    >>> print(lengths, cosines)
-    [1.e+00 5.e+30 0.e+00] [0.6 0. ]
+    >>> print(geometry(jnp.array([-3e30, 4e30]), jnp.array([3e-30, 0.0]), *jnp.zeros((2, 2))))
+    [6.e-01 0.e+00 3.e-30 3.e-30]
     """
-    scales = jnp.max(jnp.abs(vectors), axis=1)
-    units = vectors / jnp.where(scales > 0.0, scales, 1.0)[:, None]
-    lengths = jnp.sqrt(jnp.sum(jnp.square(units), axis=1))
-    dots = jnp.sum(units[:-1] * units[1:], axis=1)
-    # A length in these units is at least 1, but for the zero vector's.
-    products = jnp.maximum(lengths[:-1], 1.0) * jnp.maximum(lengths[1:], 1.0)
-    return scales * lengths, jnp.clip(dots / products, -1.0, 1.0)
+    # Two passes over the samples: each reduction of its own would write its operand out first.
+    largest = _reduce(jnp.maximum, [abs(slope), jnp.maximum(abs(now), abs(before))])
+    steepness, scale = (jnp.where(x > 0.0, x, 1.0) for x in largest)
+    downhill, position = slope / -steepness, now / scale
+    move, last_move = (now - before) / scale, (before - earlier) / scale
+    squares = map(jnp.square, (downhill, move, last_move, position))
+    sums = jnp.stack(_reduce(jnp.add, [*squares, downhill * move, move * last_move]))
+    lengths = jnp.sqrt(sums[:4])
+    divisors = jnp.where(lengths > 0.0, lengths, 1.0)
+    cosines = jnp.clip(sums[4:] / divisors[:2] / divisors[1:3], -1.0, 1.0)
+    return jnp.concatenate([cosines, jnp.minimum(scale * lengths[1::2], _LARGEST)])
+
+
+def _reduce(combine: Callable[..., jax.Array], vectors: Sequence[jax.Array]) -> list[jax.Array]:
+    """Reduce vectors of numbers ≥ 0, or to be added, each to a scalar, in one pass over all."""
+    zeros = [jnp.zeros((), v.dtype) for v in vectors]
+    return jax.lax.reduce([*vectors], zeros, lambda x, y: [*map(combine, x, y)], (0,))
 
 
 def scalar(name: str, value: object) -> jax.Array:
@@ -273,12 +284,14 @@ def _strides(shape: tuple[int, ...], total: int) -> list[int]:
     return strides
 
 
-def _squared_half(leaf: jax.Array) -> jax.Array:
-    """Return the squared norm of half the leaf.
+def _squared_norm(leaf: jax.Array) -> jax.Array:
+    """Return the squared norm of a leaf.
 
-    Halving is exact but for denormals, and keeps XLA from sharing the squares with those of an
-    optimizer's second moment, which it would then write out and read again: 8 bytes a parameter.
+    As |g · |g||, which is g² to the last bit, but which XLA does not take for the g² of an
+    optimizer's second moment: that it would share, write out and read again, 8 bytes a parameter.
+    No constant may stand in it, such as a factor: XLA on CPUs writes it out at the leaf's size.
     """
     if jnp.iscomplexobj(leaf):
-        return _squared_half(leaf.real) + _squared_half(leaf.imag)
-    return jnp.sum(jnp.square(0.5 * leaf.astype(jnp.float32)))
+        return _squared_norm(leaf.real) + _squared_norm(leaf.imag)
+    leaf = leaf.astype(jnp.float32)
+    return jnp.sum(abs(leaf * abs(leaf)))

@@ -20,7 +20,7 @@ class ControlState(NamedTuple):
     Attributes:
         statistics: `metrics.Statistics`, packed, float32[24].
         controller_state: what the controller carries.
-        last_samples: strided samples of the parameters one step ago and of their move until then,
+        last_samples: strided samples of the parameters one step ago and two steps ago,
             float32[2, k], for a controller that asks for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.

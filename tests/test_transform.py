@@ -213,7 +213,7 @@ def test_non_finite_steps_touch_nothing_and_are_counted(bad, where):
 )
 def test_gradients_of_other_parameters_are_refused(grads, params):
     tx = control_hyperparams(optax.sgd, recorder(needs_alignment=True))(0.1)
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="must belong together"):
         tx.update(grads, tx.init(params), params, value=1.0)
 
 
