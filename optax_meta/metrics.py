@@ -5,6 +5,7 @@ does: a step whose loss, cost or gradient is not finite is counted and otherwise
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -154,12 +155,12 @@ def fresh_window(*, moved: bool) -> jax.Array:
 def global_norm(tree: Any) -> jax.Array:
     """Return the L2 norm over all inexact leaves, accumulated in float32.
 
-    Norms above 3.6e19 overflow to inf and so count as not finite.
+    Norms above 1.8e19 overflow to inf and so count as not finite.
 
     >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
     5.0
     """
-    return 2.0 * jnp.sqrt(sum((_squared_half(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
+    return jnp.sqrt(sum((_squared_norm(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
 
 
 def sample(tree: Any, size: int = SAMPLE_SIZE) -> jax.Array:
@@ -213,26 +214,41 @@ def inexact(tree: Any) -> list[jax.Array]:
     return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
-def geometry(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the lengths of vectors, and the cosine of the angle between each and the next.
+def geometry(slope: jax.Array, now: jax.Array, before: jax.Array, earlier: jax.Array) -> jax.Array:
+    """Return alignment, persistence, and the norms of the last move and of the position.
 
     Args:
-        vectors: float32[n, k].
+        slope: the gradient, float32[k].
+        now: the position at which it was taken, float32[k].
+        before: that of one step ago, float32[k].
+        earlier: that of two steps ago, float32[k].
 
     Returns:
-        Lengths, float32[n], which overflow only where they must; cosines, float32[n - 1], 0 where
-        a vector is zero.
+        float32[4]; cosines of zero vectors are 0. No scale overflows or vanishes, but for moves
+        below 1e-19 of the position, which count as none.
 
-    >>> lengths, cosines = geometry(jnp.array([[1.0, 0.0], [3e30, 4e30], [0.0, 0.0]]))
-    >>> print(lengths, cosines)
-    [1.e+00 5.e+30 0.e+00] [0.6 0. ]
+    >>> print(geometry(jnp.array([-3e30, 4e30]), jnp.array([3e-30, 0.0]), *jnp.zeros((2, 2))))
+    [6.e-01 0.e+00 3.e-30 3.e-30]
     """
-    scales = jnp.max(jnp.abs(vectors), axis=1)
-    units = vectors / jnp.where(scales > 0.0, scales, 1.0)[:, None]
-    lengths = jnp.sqrt(jnp.sum(jnp.square(units), axis=1))
-    dots = jnp.sum(units[:-1] * units[1:], axis=1)
-    products = jnp.maximum(lengths[:-1], 1.0) * jnp.maximum(lengths[1:], 1.0)
-    return scales * lengths, jnp.clip(dots / products, -1.0, 1.0)
+    # Two passes over the samples: each reduction of its own would write its operand out first.
+    largest = _reduce(jnp.maximum, [abs(slope), jnp.maximum(abs(now), abs(before))])
+    steepness, scale = (jnp.where(x > 0.0, x, 1.0) for x in largest)
+    downhill, position = slope / -steepness, now / scale
+    move, last_move = (now - before) / scale, (before - earlier) / scale
+    squares = map(jnp.square, (downhill, move, last_move, position))
+    sums = jnp.stack(_reduce(jnp.add, [*squares, downhill * move, move * last_move]))
+    lengths = jnp.sqrt(sums[:4])
+    divisors = jnp.where(lengths > 0.0, lengths, 1.0)
+    cosines = jnp.clip(sums[4:] / divisors[:2] / divisors[1:3], -1.0, 1.0)
+    return jnp.concatenate(
+        [cosines, jnp.minimum(scale * lengths[1::2], jnp.finfo(jnp.float32).max)]
+    )
+
+
+def _reduce(combine: Callable[..., jax.Array], vectors: Sequence[jax.Array]) -> list[jax.Array]:
+    """Reduce vectors of numbers ≥ 0, or to be added, each to a scalar, in one pass over all."""
+    zeros = [jnp.zeros((), v.dtype) for v in vectors]
+    return jax.lax.reduce([*vectors], zeros, lambda x, y: [*map(combine, x, y)], (0,))
 
 
 def accumulate(statistics: Statistics, measured: jax.Array) -> Statistics:
@@ -301,12 +317,14 @@ def _strides(shape: tuple[int, ...], total: int) -> list[int]:
     return strides
 
 
-def _squared_half(leaf: jax.Array) -> jax.Array:
-    """Return the squared norm of half the leaf.
+def _squared_norm(leaf: jax.Array) -> jax.Array:
+    """Return the squared norm of a leaf.
 
-    Halving is exact but for denormals, and keeps XLA from sharing the squares with those of an
-    optimizer's second moment, which it would then write out and read again: 8 bytes a parameter.
+    As |g · |g||, which is g² to the last bit, but which XLA does not take for the g² of an
+    optimizer's second moment: that it would share, write out and read again, 8 bytes a parameter.
+    No constant may stand in it, such as a factor: XLA on CPUs writes it out at the leaf's size.
     """
     if jnp.iscomplexobj(leaf):
-        return _squared_half(leaf.real) + _squared_half(leaf.imag)
-    return jnp.sum(jnp.square(0.5 * leaf.astype(jnp.float32)))
+        return _squared_norm(leaf.real) + _squared_norm(leaf.imag)
+    leaf = leaf.astype(jnp.float32)
+    return jnp.sum(abs(leaf * abs(leaf)))

@@ -32,7 +32,7 @@ class ControlState(NamedTuple):
     Attributes:
         statistics: `metrics.Statistics`, packed, float32[22].
         controller_state: what the controller carries.
-        last_samples: strided samples of the parameters one step ago and of their move until then,
+        last_samples: strided samples of the parameters one step ago and two steps ago,
             float32[2, k], for a controller that asks for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
@@ -420,7 +420,7 @@ def _init(
     statistics = Statistics.empty()
     if controller.needs_alignment:
         sampled = metrics_lib.sample(params)
-        last_samples = jnp.stack([sampled, jnp.zeros_like(sampled)])
+        last_samples = jnp.stack([sampled, sampled])
         statistics = Statistics.empty(metrics_lib.least_norm(params, sampled))
     return ControlState(
         statistics=statistics.pack(),
@@ -584,26 +584,26 @@ def _align(
 ) -> tuple[jax.Array, jax.Array]:
     """Return alignment, persistence, norms of move and parameters, float32[4], and new samples.
 
-    Under `lax.cond`, which XLA cannot reorder: else it copies all donated parameters, since the
-    sample could be read after they were overwritten.
+    The sample is taken under `lax.cond`, which XLA cannot reorder: else it copies all donated
+    parameters, since the sample could be read after they were overwritten. What is computed from
+    samples stays outside: a branch that returns more writes more.
     """
+    # Nothing here is differentiated, and a reduction of several operands cannot be.
+    slope, params, last_samples = jax.lax.stop_gradient((slope, params, last_samples))
 
-    def measure() -> tuple[jax.Array, jax.Array]:
+    def remember() -> jax.Array:
         position = metrics_lib.sample(params)
-        last_position, last_move = last_samples
-        if not slope.shape == position.shape == last_position.shape:
+        if not slope.shape == position.shape == last_samples.shape[1:]:
             raise ValueError(
                 "gradients, parameters and state do not belong together: pass the gradients of "
                 "those parameters that `init` saw; integer parameters with gradients belong under "
                 "an optimizer of their own (`optax.partition`)"
             )
-        move = position - last_position
-        vectors = jnp.stack([-slope, move, last_move, position])
-        lengths, cosines = metrics_lib.geometry(vectors)
-        norms = jnp.minimum(lengths[1::2], jnp.finfo(jnp.float32).max)
-        return jnp.concatenate([cosines[:2], norms]), jnp.stack([position, move])
+        return jnp.stack([position, last_samples[0]])
 
-    return jax.lax.cond(is_finite, measure, lambda: (jnp.zeros(4, jnp.float32), last_samples))
+    samples = jax.lax.cond(is_finite, remember, lambda: last_samples)
+    seen = metrics_lib.geometry(slope, *samples, last_samples[1])
+    return jnp.where(is_finite, seen, 0.0), samples
 
 
 def _distance(x: jax.Array, y: jax.Array) -> jax.Array:
