@@ -1,11 +1,13 @@
 """What does a controller cost, beside plain AdamW and Optax's own adaptive methods?
 
-XLA bytes accessed per parameter and step, state leaves, extra state bytes, compile time, and two
-times as ratio to plain AdamW, median of interleaved repeats in this process: of the optimizer's
-update alone at 1e3, 1e5 and 1e7 parameters, and of a whole training step (loss, gradient, update)
-of MLPs of about these sizes. Writes `overhead.json` beside this script and prints the table.
+XLA bytes accessed per parameter and step, of one donated update of a million parameters in 1, 10
+and 100 leaves and of a Flax transformer's, and of a whole training step (loss, gradient, update) of
+that transformer; state leaves, extra state bytes, compile time; and two times as ratio to plain
+AdamW, median of interleaved repeats in this process: of the update alone at 1e3, 1e5 and 1e7
+parameters, and of a whole training step of MLPs of about these sizes. Writes `overhead.json` beside
+this script and prints the table.
 
-    python benchmarks/overhead.py            # all sizes, about 6 minutes
+    python benchmarks/overhead.py            # all sizes, about 8 minutes
     python benchmarks/overhead.py --quick    # without 1e7
 """
 
@@ -86,18 +88,67 @@ def make_update(tx: Transformation) -> Callable[..., Any]:
     return update
 
 
-def compile_update(tx: Transformation, size: int = 10**6) -> Any:
-    """Compile one update of `size` parameters."""
-    params = jax.ShapeDtypeStruct((size,), jnp.float32)
+class Transformer(nn.Module):
+    """A small causal decoder: 0.8 million parameters in 68 leaves, most of them in a few."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Return logits, float32[batch, time, 64]."""
+        mask = nn.make_causal_mask(tokens)
+        x = nn.Embed(64, 128)(tokens)
+        for _ in range(4):
+            x += nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x), mask=mask)
+            x += nn.Dense(128)(nn.gelu(nn.Dense(512)(nn.LayerNorm()(x))))
+        return nn.Dense(64)(nn.LayerNorm()(x))
+
+
+TOKENS = jax.ShapeDtypeStruct((8, 32), jnp.int32)
+LEAVES = (1, 10, 100)
+
+
+def leaves(count: int, size: int = 10**6) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of `size` parameters in equal matrices."""
+    shape = (100, size // count // 100)
+    return {f"p{i}": jax.ShapeDtypeStruct(shape, jnp.float32) for i in range(count)}
+
+
+def transformer() -> Any:
+    """Return the shapes of the transformer's parameters."""
+    return jax.eval_shape(Transformer().init, jax.random.key(0), TOKENS)
+
+
+def count_params(params: Any) -> int:
+    """Return the number of coordinates of a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def compile_update(tx: Transformation, params: Any) -> Any:
+    """Compile one donated update of parameters of these shapes."""
     state = jax.eval_shape(tx.init, params)
     value = jax.ShapeDtypeStruct((), jnp.float32)
     lowered = jax.jit(make_update(tx), donate_argnums=(0, 1)).lower(params, state, params, value)
     return lowered.compile()
 
 
-def bytes_per_param(tx: Transformation, size: int = 10**6) -> float:
-    """Return XLA's count of bytes accessed by one update, over the number of parameters."""
-    return compile_update(tx, size).cost_analysis()["bytes accessed"] / size
+def compile_training_step(tx: Transformation) -> Any:
+    """Compile one donated training step of the transformer: loss, gradient, update."""
+    update, params = make_update(tx), transformer()
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        logits = jnp.asarray(Transformer().apply(params, tokens))[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    def step(params: Any, state: Any, tokens: jax.Array) -> Any:
+        value, grads = jax.value_and_grad(loss)(params, tokens)
+        return update(params, state, grads, value)
+
+    state = jax.eval_shape(tx.init, params)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, TOKENS).compile()
+
+
+def bytes_per_param(compiled: Any, params: Any) -> float:
+    """Return XLA's count of bytes accessed, over the number of parameters."""
+    return compiled.cost_analysis()["bytes accessed"] / count_params(params)
 
 
 def state_size(tx: Transformation, size: int = 10**6) -> tuple[int, int]:
@@ -165,39 +216,6 @@ def training_step_times(width: int, repeats: int) -> tuple[int, dict[str, list[f
     return size, interleaved(runs, (x,), max(3, min(200, 10**6 // size)), repeats)
 
 
-class Transformer(nn.Module):
-    """Four blocks of attention and MLP: an ordinary model, as far as compiling goes."""
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Return logits, float32[batch, time, 64]."""
-        x = nn.Embed(64, 64)(tokens)
-        for _ in range(4):
-            x += nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
-            x += nn.Dense(64)(nn.gelu(nn.Dense(256)(nn.LayerNorm()(x))))
-        return nn.Dense(64)(x)
-
-
-def compile_seconds(tx: Transformation) -> float:
-    """Trace, lower and compile a training step of a small transformer."""
-    model, tokens = Transformer(), jnp.zeros((8, 32), jnp.int32)
-    params = model.init(jax.random.key(0), tokens)
-    update = make_update(tx)
-
-    def loss(params: Any) -> jax.Array:
-        logits = jnp.asarray(model.apply(params, tokens))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens).mean()
-
-    def step(params: Any, state: Any) -> Any:
-        value, grads = jax.value_and_grad(loss)(params)
-        return update(params, state, grads, value)
-
-    state = tx.init(params)
-    start = time.perf_counter()
-    jax.jit(step).lower(params, state).compile()
-    return time.perf_counter() - start
-
-
 def import_seconds() -> dict[str, float]:
     """Time importing the package after jax, optax and flax; the best of five fresh processes."""
     code = (
@@ -219,21 +237,26 @@ def import_seconds() -> dict[str, float]:
 
 def measure(sizes: tuple[int, ...]) -> dict[str, Any]:
     """Measure everything."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {name: {} for name in METHODS}
     lean = state_size(METHODS["adamw"]())
+    trees = {f"in_{count}": leaves(count) for count in LEAVES} | {"of_transformer": transformer()}
     for name, make in METHODS.items():
-        leaves, size = state_size(make())
-        rows[name] = {
-            "bytes_per_param": bytes_per_param(make()),
-            "state_leaves": leaves,
-            "extra_state_bytes": size - lean[1],
-        }
-    compiled: dict[str, list[float]] = {name: [] for name in METHODS}
+        for label, params in trees.items():
+            rows[name][f"bytes_{label}"] = bytes_per_param(compile_update(make(), params), params)
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     for _ in range(3):
         for name, make in METHODS.items():
-            compiled[name].append(compile_seconds(make()))
-    for name in METHODS:
-        rows[name]["compile_ratio"] = float(np.median(np.divide(compiled[name], compiled["adamw"])))
+            start = time.perf_counter()
+            compiled = compile_training_step(make())
+            seconds[name].append(time.perf_counter() - start)
+            rows[name]["bytes_of_training_step"] = bytes_per_param(compiled, transformer())
+    for name, make in METHODS.items():
+        row = rows[name]
+        above = row["bytes_of_training_step"] - rows["adamw"]["bytes_of_training_step"]
+        row["training_step_bytes_above_adamw"] = above
+        num_leaves, size = state_size(make())
+        row |= {"state_leaves": num_leaves, "extra_state_bytes": size - lean[1]}
+        row["compile_ratio"] = float(np.median(np.divide(seconds[name], seconds["adamw"])))
     for size in sizes:
         times = step_times(size, repeats=15 if size > 10**6 else 40)
         for name in METHODS:
