@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("optimized")
 
 fusing = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLA fuses less")
 TREES = {count: overhead.leaves(count) for count in overhead.LEAVES}
-SAMPLED = ("hypergradient", "any-lr-v1", "reinforce(any-lr-v1)")
+SAMPLED = ("hypergradient", "reinforce", "any-lr-v1", "reinforce(any-lr-v1)")
 
 
 @functools.cache
