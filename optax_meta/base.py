@@ -22,6 +22,8 @@ Bounds: TypeAlias = tuple[float, float]
 """Smallest and largest value allowed."""
 State: TypeAlias = Any
 """What an `init` returned: a pytree of arrays. There is no narrower type for what each chooses."""
+Tree: TypeAlias = Any
+"""A pytree of arrays: parameters, gradients, samples."""
 Step: TypeAlias = Any
 """Index of a step: an `int`, or int32[] where it is traced."""
 Number: TypeAlias = Any

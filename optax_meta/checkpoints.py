@@ -24,7 +24,8 @@ from jax.flatten_util import ravel_pytree
 import optax_meta
 from optax_meta import actions
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, Encoder
+from optax_meta.base import Encoder
+from optax_meta.controllers.constant import constant
 from optax_meta.controllers.wrapping import wrapped
 from optax_meta.observations import ENCODERS
 from optax_meta.policies import Policy, PolicyNetwork, Wrappers, check_policy, init_policy
@@ -284,8 +285,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
         raise ValueError(f"its card asks for {flat.size} parameters, the file has {params.size}")
     policy = blank._replace(params=unravel(jnp.asarray(params)))
     # What the wrappers refuse is refused here, not where the policy is used.
-    steered = policy.action_space.hyperparams
-    wrapped(Controller(lambda _: (), lambda _, s, h: (h, s), steered), policy.wrappers)
+    wrapped(constant(hyperparams=policy.action_space.hyperparams), policy.wrappers)
     # ReLU keeps order: absolute weights bound the logits of all observations, which lie in [-1, 1].
     weights, ones = jax.tree.map(jnp.abs, policy.params), jnp.ones(len(encoder.features))
     if not np.all(np.asarray(policy.network.apply(weights, ones)) < _LARGEST_LOGIT):

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from optax_meta import measuring, metrics
-from optax_meta.base import Controller, Hyperparams, State
+from optax_meta.base import Controller, Hyperparams, State, Tree
 from optax_meta.metrics import NUM_STATISTICS, Metrics, Statistics, with_progress
 from optax_meta.state import ControlState, replace_control_states
 
@@ -171,7 +170,7 @@ def is_own(controller: Controller, state: ControlState) -> bool:
     if set(state.hyperparams) != set(controller.hyperparams):
         return False
 
-    def shapes(tree: chex.ArrayTree) -> chex.ArrayTree:
+    def shapes(tree: Tree) -> Tree:
         return jax.tree.map(jnp.shape, tree)
 
     own = jax.eval_shape(controller.init, dict(state.hyperparams))

@@ -6,17 +6,15 @@ says whether it wants them (`Controller.guards_nonfinite`, `Controller.max_growt
 
 from collections.abc import Mapping
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from optax_meta.base import Tree
 from optax_meta.measuring import is_inexact
 from optax_meta.metrics import Measured
 
 
-def clip_growth(
-    gradients: chex.ArrayTree, measured: Measured, largest: jax.Array
-) -> tuple[chex.ArrayTree, Measured]:
+def clip_growth(gradients: Tree, measured: Measured, largest: jax.Array) -> tuple[Tree, Measured]:
     """Scale gradients down to a norm of `largest`.
 
     A loss whose curvature explodes can throw a run away between two decisions; held to a multiple
@@ -45,11 +43,11 @@ def clip_growth(
 
 
 def zero_nonfinite(
-    gradients: chex.ArrayTree,
+    gradients: Tree,
     passed: Mapping[str, object],
     measured: Measured,
     last_value: jax.Array,
-) -> tuple[chex.ArrayTree, dict[str, object]]:
+) -> tuple[Tree, dict[str, object]]:
     """Put zeros for the gradients, and the last finite loss, where a step is not finite.
 
     Moments then decay and no nan enters them; no second copy of the optimizer's state is needed, as

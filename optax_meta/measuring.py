@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from optax_meta.base import Tree
 from optax_meta.metrics import Measured, Statistics
 
 SAMPLE_SIZE = 4096
@@ -35,12 +35,12 @@ class _Moves(NamedTuple):
 def measure(
     known: Statistics,
     step: jax.Array,
-    gradients: chex.ArrayTree,
-    params: chex.ArrayTree | None,
-    last_samples: chex.ArrayTree,
+    gradients: Tree,
+    params: Tree | None,
+    last_samples: Tree,
     passed: Mapping[str, object],
     axis_name: str | None,
-) -> tuple[Measured, chex.ArrayTree]:
+) -> tuple[Measured, Tree]:
     """Return what there is to see at a step, and the samples that the next one compares with.
 
     Args:
@@ -100,11 +100,12 @@ def _compare(
         return jnp.stack([position, last_samples[0]])
 
     samples = jax.lax.cond(is_finite, remember, lambda: last_samples)
-    moves = geometry(slope, *samples, last_samples[1])
+    now, before = samples
+    moves = geometry(slope, now, before, last_samples[1])
     return jnp.where(is_finite, moves, 0.0), samples
 
 
-def first_samples(params: chex.ArrayTree) -> tuple[jax.Array, jax.Array]:
+def first_samples(params: Tree) -> tuple[jax.Array, jax.Array]:
     """Return the samples before the first step, float32[2, k], and the least norm, float32[].
 
     Args:
@@ -114,7 +115,7 @@ def first_samples(params: chex.ArrayTree) -> tuple[jax.Array, jax.Array]:
     return jnp.stack([sampled, sampled]), least_norm(params, sampled)
 
 
-def global_norm(tree: chex.ArrayTree) -> jax.Array:
+def global_norm(tree: Tree) -> jax.Array:
     """Return the L2 norm over all inexact leaves, accumulated in float32.
 
     Norms above 1.8e19 overflow to inf and so count as not finite.
@@ -125,7 +126,7 @@ def global_norm(tree: chex.ArrayTree) -> jax.Array:
     return jnp.sqrt(sum((_squared_norm(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
 
 
-def sample(tree: chex.ArrayTree, size: int = SAMPLE_SIZE) -> jax.Array:
+def sample(tree: Tree, size: int = SAMPLE_SIZE) -> jax.Array:
     """Return a strided sample of about `size` coordinates, each leaf in proportion, at least one.
 
     A coordinate is scaled by the root of the number that it stands for in its leaf, so that norms
@@ -146,7 +147,7 @@ def sample(tree: chex.ArrayTree, size: int = SAMPLE_SIZE) -> jax.Array:
     return jnp.where(jnp.isfinite(sampled), sampled, 0.0)
 
 
-def least_norm(tree: chex.ArrayTree, sampled: jax.Array) -> jax.Array:
+def least_norm(tree: Tree, sampled: jax.Array) -> jax.Array:
     """Return the least norm that parameters count as having, float32[].
 
     Args:
@@ -164,7 +165,7 @@ def least_norm(tree: chex.ArrayTree, sampled: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(sampled != 0.0), 0.0, SIZE_OF_ZEROS * math.sqrt(count))
 
 
-def inexact(tree: chex.ArrayTree | None) -> list[jax.Array]:
+def inexact(tree: Tree | None) -> list[jax.Array]:
     """Return what counts in a tree: its real and complex arrays and Python numbers, as arrays.
 
     >>> [leaf.dtype.name for leaf in inexact({"w": jnp.ones(3), "step": jnp.array(1), "b": 0.5})]

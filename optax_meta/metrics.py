@@ -118,7 +118,7 @@ class Metrics(NamedTuple):
     @property
     def shortness(self) -> jax.Array:
         """1000 over the length of the run, float32[] at most 10; 0 where it is not known (yet)."""
-        return jnp.clip(USUAL_STEPS * self.per_step, 0.0, 10.0)
+        return jnp.minimum(jnp.maximum(USUAL_STEPS * self.per_step, 0.0), 10.0)
 
     def steepest_rate(self, ratio: jax.typing.ArrayLike) -> jax.Array:
         """Return the rate at which a gradient step moves `ratio` of the parameters' norm.

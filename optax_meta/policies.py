@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from optax_meta.base import (
     Encoder,
     Hyperparams,
     Number,
+    Tree,
     check_interval,
     check_whole,
 )
@@ -86,7 +86,7 @@ class Policy(NamedTuple):
     """
 
     network: nn.Module
-    params: chex.ArrayTree
+    params: Tree
     encoder: Encoder
     action_space: ActionSpace
     wrappers: Mapping[str, Mapping[str, Number]] = {}
@@ -102,7 +102,7 @@ class Policy(NamedTuple):
             f"{space.num_actions} actions on {', '.join(space.hyperparams)})"
         )
 
-    def log_probs(self, params: chex.ArrayTree, observation: jax.Array) -> jax.Array:
+    def log_probs(self, params: Tree, observation: jax.Array) -> jax.Array:
         """Return log π(a|s) of every action, float32[num_actions].
 
         Args:

@@ -207,8 +207,8 @@ def _of_stages(state: StagesState) -> Decision | None:
     found = [find_decision(stage) for stage in state.stages]
     if all(decision is None for decision in found):
         return None
-    scalars, probabilities, observations = (-1, 0.0, 0.0, 0.0), [], []
-    offset = 0
+    scalars: Sequence[jax.Array] = [jnp.int32(-1), *jnp.zeros(3, jnp.float32)]
+    probabilities, observations, offset = [], [], 0
     for stage, decision in enumerate(found):
         if decision is None:
             continue
@@ -219,8 +219,9 @@ def _of_stages(state: StagesState) -> Decision | None:
         probabilities.append(jnp.where(is_its[..., None], decision.probabilities, 0.0))
         observations.append(jnp.where(is_its[..., None], decision.observation, 0.0))
         offset += decision.probabilities.shape[-1]
+    action, log_prob, entropy, reward = scalars
     sides = (jnp.concatenate(parts, axis=-1) for parts in (probabilities, observations))
-    return Decision(*scalars, *sides)
+    return Decision(action, log_prob, entropy, reward, *sides)
 
 
 def flatten(records: Record, labels: Sequence[str] = ()) -> list[Row]:

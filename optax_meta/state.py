@@ -5,13 +5,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optax_meta.base import Hyperparams, State
+from optax_meta.base import Hyperparams, State, Tree
 
 
 class ControlState(NamedTuple):
@@ -34,7 +33,7 @@ class ControlState(NamedTuple):
 
     statistics: jax.Array
     controller_state: State
-    last_samples: chex.ArrayTree
+    last_samples: Tree
     inner_state: Any
 
     @property
@@ -69,7 +68,7 @@ class ControlState(NamedTuple):
         )
 
 
-def widest(tree: chex.ArrayTree) -> Any:
+def widest(tree: Tree) -> Any:
     """Return the dtype of hyperparameters: float64 where any leaf has 64 bits, else float32.
 
     Args:
@@ -83,7 +82,7 @@ def widest(tree: chex.ArrayTree) -> Any:
     return jnp.float64 if any(jnp.finfo(d).bits == 64 for d in real) else jnp.float32
 
 
-def hyperparams(opt_state: chex.ArrayTree) -> Hyperparams:
+def hyperparams(opt_state: Tree) -> Hyperparams:
     """Return the current hyperparameters from any state that holds a controlled optimizer.
 
     Args:
@@ -288,10 +287,10 @@ def _full_name(label: str, name: str) -> str:
 
 
 def _check_value(name: str, value: Any) -> None:
-    is_traced = isinstance(value, Tracer)
-    is_scalar = jnp.shape(value) == () and not isinstance(value, (str, bool))
-    is_real = is_scalar and not jnp.iscomplexobj(value)
-    if not is_real or not (is_traced or math.isfinite(value)):
+    is_number = jnp.shape(value) == () and not isinstance(value, (str, bool))
+    is_real = is_number and not jnp.iscomplexobj(value)
+    number: Any = value
+    if not is_real or not (isinstance(value, Tracer) or math.isfinite(number)):
         raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
 
 

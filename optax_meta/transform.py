@@ -96,7 +96,8 @@ def control_hyperparams(
             # Where nobody jits, a branch of the same identity at every step is compiled once.
             ask = jax.jit(ask, inline=True)
         core = _Core(controller, split(inner_factory, controller, args, kwargs), ask, axis_name)
-        return optax.GradientTransformationExtraArgs(partial(_init, core), partial(_update, core))
+        update: Any = partial(_update, core)
+        return optax.GradientTransformationExtraArgs(partial(_init, core), update)
 
     factory.__doc__ = inner_factory.__doc__
     for name in ("init", "update"):

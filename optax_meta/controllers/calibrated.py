@@ -1,7 +1,8 @@
 """A wrapper: the starting rate is forgotten, and one is found that moves the parameters."""
 
+import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,18 @@ _RETREAT = 0.1
 """Where no step was finite the rate may be far too high: a decade a step finds out in eight."""
 
 
+class CalibratedState(NamedTuple):
+    """State of `calibrated`.
+
+    Attributes:
+        reference: the calibrated rate that `span` is counted from, float[]; before, the start.
+        controller_state: what the controller carries.
+    """
+
+    reference: jax.Array
+    controller_state: State
+
+
 class _Calibration(NamedTuple):
     """The static part of `calibrated`."""
 
@@ -34,6 +47,7 @@ class _Calibration(NamedTuple):
     target_ratio: Number
     probe_rate: Number
     total_decay: Number
+    span: Number
 
 
 def calibrated(
@@ -43,6 +57,7 @@ def calibrated(
     target_ratio: Number = 1e-2,
     probe_rate: Number = 1e-6,
     total_decay: Number = 0.0,
+    span: Number = math.inf,
 ) -> Controller:
     """Forget the starting learning rate: probe low, then set it by what a move turns out to be.
 
@@ -64,6 +79,9 @@ def calibrated(
             of the first decisions but that of step 0 is this over the number of steps, so that the
             starting decay is forgotten, too; before, it takes no more than `target_ratio` off the
             parameters. 0 for leaving it alone.
+        span: afterwards the controller may move the rate by no more than this factor up or down
+            from the calibrated one, ≥ 1, so that what knows nothing yet cannot wander off;
+            `math.inf` for as far as it likes.
 
     Returns:
         A `Controller`. Needs `params=`. What it forgets may be left out where the optimizer is
@@ -92,11 +110,13 @@ def calibrated(
         ("total_decay", total_decay),
     ):
         check_number(name, number)
+    check_number("span", span, 1.0)
     forgotten = {RATE: USUAL_RATE}
     if DECAY in controller.hyperparams and is_set(total_decay, 0.0):
         forgotten[DECAY] = _USUAL_DECAY
-    setting = _Calibration(controller, steps, target_ratio, probe_rate, total_decay)
+    setting = _Calibration(controller, steps, target_ratio, probe_rate, total_decay, span)
     return controller._replace(
+        init=partial(_init, setting),
         update=partial(_update, setting),
         dense_steps=_dense(controller, steps),
         needs_alignment=True,
@@ -110,9 +130,14 @@ def _dense(controller: Controller, steps: int) -> Number:
     return lambda step: controller.is_dense(step) | (step < steps)
 
 
+def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
+    reference = jnp.array(hyperparams[RATE], copy=True)
+    return CalibratedState(reference, setting.controller.init(hyperparams))
+
+
 def _update(
-    setting: _Calibration, metrics: Metrics, state: State, hyperparams: Hyperparams
-) -> tuple[Hyperparams, State]:
+    setting: _Calibration, metrics: Metrics, state: CalibratedState, hyperparams: Hyperparams
+) -> tuple[Hyperparams, CalibratedState]:
     given, is_early = hyperparams[RATE], _is_calibrating(setting, metrics)
     lead = jnp.where(is_early, _calibrated_rate(setting, metrics, given), given)
     leading = {**hyperparams, RATE: lead, **_calibrated_decay(setting, metrics, hyperparams, lead)}
@@ -120,11 +145,23 @@ def _update(
     used = dict(metrics.hyperparams)
     if RATE in used:
         used[RATE] = jnp.where(metrics.step > 0, used[RATE], USUAL_RATE)
-    wanted, state = setting.controller.update(metrics._replace(hyperparams=used), state, leading)
+    wanted, controller_state = setting.controller.update(
+        metrics._replace(hyperparams=used), state.controller_state, leading
+    )
     # A raise on top of a rate whose moves do not show yet would be blind.
     is_blind = is_early & (metrics.step > 0) & (metrics.num_moves == 0.0)
     rate = jnp.where(is_blind, jnp.minimum(wanted[RATE], lead), wanted[RATE])
-    return {**wanted, RATE: rate}, state
+    # What others made of the rate, by hand or by clipping it, is where it may be moved from.
+    reference = jnp.where(is_early, lead, _within(setting.span, state.reference, given))
+    rate = jnp.where(is_early, rate, _within(setting.span, rate, reference))
+    return {**wanted, RATE: rate}, CalibratedState(reference, controller_state)
+
+
+def _within(span: Number, x: jax.Array, center: jax.Array) -> jax.Array:
+    """Return x, no further from a center than by a factor."""
+    if not is_set(span, math.inf):
+        return x
+    return jnp.clip(x, center / span, center * span)
 
 
 def _is_calibrating(setting: _Calibration, metrics: Metrics) -> jax.Array:
@@ -164,7 +201,7 @@ def _calibrated_decay(
     decay, rate = hyperparams[DECAY], jnp.maximum(_as_float(rate), 1e-30)
     wanted = setting.total_decay * metrics.per_step / rate
     dense = _dense(setting.controller, setting.steps)
-    is_first = dense(metrics.step) if callable(dense) else metrics.step < dense
+    is_first: Any = dense(metrics.step) if callable(dense) else metrics.step < dense
     # The length of the run, if there is one, shows at the next step.
     is_near = (metrics.step == 0) & (metrics.progress >= 0.0)
     harmless = jnp.minimum(_as_float(decay), setting.target_ratio / rate).astype(decay.dtype)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +18,7 @@ from optax_meta.base import (
     Hyperparams,
     Number,
     State,
+    Tree,
     check_seed,
     check_whole,
 )
@@ -201,9 +201,7 @@ def _check_learner(learner: _Learner) -> None:
             raise ValueError(f"`{name}` must {demand}, got {getattr(learner, name)}")
 
 
-def extract_policy(
-    policy: Policy | str | os.PathLike[str], controller_state: chex.ArrayTree
-) -> Policy:
+def extract_policy(policy: Policy | str | os.PathLike[str], controller_state: Tree) -> Policy:
     """Return `policy` with the parameters that `reinforce` has learned so far.
 
     Args:

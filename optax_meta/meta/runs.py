@@ -20,7 +20,7 @@ from optax_meta.meta.training import MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, Wrappers, init_policy
 from optax_meta.writers import Writer
 
-_DECISIONS = {"dense_steps": 20, "num_decisions": 100}
+_DECISIONS: dict[str, Any] = {"dense_steps": 20, "num_decisions": 100}
 _LEARNED_INSIDE: Wrappers = {
     "calibrated": {"steps": 8, "target_ratio": 1e-2},
     "annealed": {"power": 1.0},
