@@ -118,7 +118,7 @@ class Metrics(NamedTuple):
     @property
     def shortness(self) -> jax.Array:
         """1000 over the length of the run, float32[] at most 10; 0 where it is not known (yet)."""
-        return jnp.minimum(jnp.maximum(USUAL_STEPS * self.per_step, 0.0), 10.0)
+        return jnp.clip(USUAL_STEPS * self.per_step, 0.0, 10.0)
 
     def steepest_rate(self, ratio: jax.typing.ArrayLike) -> jax.Array:
         """Return the rate at which a gradient step moves `ratio` of the parameters' norm.
@@ -129,7 +129,7 @@ class Metrics(NamedTuple):
         Returns:
             float32[]; of no meaning where there is no gradient.
         """
-        return ratio * self.param_norm / jnp.maximum(self.grad_norm, 1e-30)
+        return jnp.asarray(ratio) * self.param_norm / jnp.maximum(self.grad_norm, 1e-30)
 
     def visible_rate(self, ratio: jax.typing.ArrayLike) -> jax.Array:
         """Return a rate that is safe to try where no move was seen, float32[].
