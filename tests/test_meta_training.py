@@ -1,12 +1,11 @@
 import contextlib
-import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 import optax_meta
 from optax_meta import actions, cli, families, observations, tasks
 from optax_meta.guides import Guide
+from optax_meta.meta import learning
 from optax_meta.meta import runs as meta_runs
 from optax_meta.meta import training as meta_training
 
@@ -88,19 +88,49 @@ def test_families_are_sound_and_judged_without_noise(name):
         assert np.median((losses[:, 0] - judged[:, 0]) / scale) > 1e-3
 
 
+@pytest.mark.parametrize("name", [*families.FAMILIES, *families.OVERFITTED])
+def test_families_use_every_key_once(name):
+    family = {**families.FAMILIES, **families.OVERFITTED}[name]()
+
+    def run(task_key, init_key, batch_key):
+        task = family.build(family.sample(task_key))
+        params, batch = task.init(init_key), task.sample(batch_key)
+        return task.loss(params, batch), task.evaluate(params)
+
+    with jax.debug_key_reuse(True):  # checked while tracing
+        jax.jit(run).trace(*(jax.random.key(i) for i in range(3)))
+
+
+def test_an_update_uses_every_key_once():
+    with jax.debug_key_reuse(True):
+        trainer = tiny(fresh_policy(hidden_sizes=(4,)), optimizers=("sgd",))
+        state, _ = trainer.update(trainer.init(0))
+        assert int(state.step) == 1
+        evolution = tiny(learner="evolution", optimizers=("sgd", "adam"))
+        setting, compiled = evolution.update.args
+        [draw] = meta_training._draw(setting, evolution.init(0))
+        meta_training._run(
+            setting,
+            compiled._replace(runs={"quadratic": compiled.runs["quadratic"].trace}),
+            evolution.init(0),
+            draw,
+        )
+
+
 def test_a_run_on_shifting_data_is_judged_by_those_at_its_end():
     family = families.drifting(sizes=(4, 8, 1))
     turn = {"radians_per_step": np.pi / 100, "jump": 0.0}
     task = family.build(family.sample(jax.random.key(0))._replace(**turn))
-    key = jax.random.key(1)
-    trajectory = optax_meta.rollout(fresh_policy(), task, key, total_steps=100, learning_rate=1e-9)
-    params = task.init(jax.random.split(key)[0])
+    trajectory = optax_meta.rollout(
+        fresh_policy(), task, jax.random.key(1), total_steps=100, learning_rate=1e-9
+    )
+    params = task.init(jax.random.split(jax.random.key(1))[0])
     for figures, step in ((trajectory.initial, 0), (trajectory.final, 100)):
         np.testing.assert_allclose(
             figures["loss"], tasks.figures_at(task, params, step)["loss"], rtol=1e-5
         )
     # After half a turn the targets have the other sign.
-    x, targets, _ = batch = task.sample(key)
+    x, targets, _ = batch = task.sample(jax.random.key(2))
     opposite = task.loss(params, (x, -targets, 0.0))
     np.testing.assert_allclose(task.loss(params, task.shift(batch, 100)), opposite, rtol=1e-4)
     assert abs(float(trajectory.final["loss"] / trajectory.initial["loss"]) - 1.0) > 1e-3
@@ -123,9 +153,11 @@ def test_classes_of_the_transformer_family_depend_on_a_token_before():
 
 def test_a_rollout_is_the_run_that_users_run():
     policy = fresh_policy(guide=Guide(dense_steps=3, num_decisions=5))
-    task, key = tasks.quadratic(dim=3), jax.random.key(4)
-    trajectory = optax_meta.rollout(policy, task, key, total_steps=23, learning_rate=0.1)
-    init_key, data_key = jax.random.split(key)
+    task = tasks.quadratic(dim=3)
+    trajectory = optax_meta.rollout(
+        policy, task, jax.random.key(4), total_steps=23, learning_rate=0.1
+    )
+    init_key, data_key = jax.random.split(jax.random.key(4))
     controller = optax_meta.learned(policy, total_steps=23)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=0.1)
     params = task.init(init_key)
@@ -151,18 +183,15 @@ def test_a_rollout_is_the_run_that_users_run():
 
 def test_a_traced_horizon_gives_the_same_run():
     policy = fresh_policy(guide=Guide(dense_steps=3, num_decisions=5, fall=1.0))
-    task, key = tasks.quadratic(dim=3), jax.random.key(4)
+    run = partial(optax_meta.rollout, policy, tasks.quadratic(dim=3), seed=1)
 
     def traced(total, known):
-        return optax_meta.rollout(
-            policy, task, key, total_steps=total, horizon_is_known=known, max_decisions=30, seed=1
-        )
+        key = jax.random.key(4)
+        return run(key, total_steps=total, horizon_is_known=known, max_decisions=30)
 
     compiled = jax.jit(traced)
-    for total, known in itertools.product((7, 40), (True, False)):
-        static = optax_meta.rollout(
-            policy, task, key, total_steps=total, horizon_is_known=known, seed=1
-        )
+    for total, known in ((7, True), (40, False)):
+        static = run(jax.random.key(4), total_steps=total, horizon_is_known=known)
         same, count = compiled(total, known), static.mask.size
         assert same.mask.sum() == count
         np.testing.assert_array_equal(same.action[:count], static.action)
@@ -171,10 +200,9 @@ def test_a_traced_horizon_gives_the_same_run():
 
 
 def test_a_run_with_more_decisions_than_are_kept_goes_on():
-    policy, task, key = fresh_policy(), tasks.quadratic(dim=3), jax.random.key(4)
+    run = partial(optax_meta.rollout, fresh_policy(), tasks.quadratic(dim=3), seed=1)
     whole, first = (
-        optax_meta.rollout(policy, task, key, total_steps=50, max_decisions=count, seed=1)
-        for count in (None, 2)
+        run(jax.random.key(4), total_steps=50, max_decisions=count) for count in (None, 2)
     )
     np.testing.assert_array_equal(first.final["loss"], whole.final["loss"])
     np.testing.assert_array_equal(first.step, [0, 10])
@@ -225,12 +253,9 @@ def test_weight_decay_is_learned_from_the_final_loss_alone():
 )
 def test_without_shaping_the_final_loss_alone_counts(is_shaped, expected):
     values = -jnp.array([[[0.0, 1.0, 2.0, 4.0], [0.0, 1.0, 3.0, 3.0]]])
-    rows = jnp.ones((1, 2, 3))
-    runs = SimpleNamespace(observation=rows, action=rows, log_prob=rows, mask=rows)
-    setting = SimpleNamespace(discount=0.5)
-    episodes = meta_training._episodes(setting, runs, values, jnp.bool_(is_shaped))
+    found = learning.advantages(values, jnp.ones((1, 2, 3)), jnp.bool_(is_shaped), 0.5)
     advantage = np.array(expected) / (0.5 + 0.02)
-    np.testing.assert_allclose(episodes["advantage"][0], [advantage, -advantage], rtol=1e-5)
+    np.testing.assert_allclose(found[0], [advantage, -advantage], rtol=1e-5)
 
 
 def test_the_policy_is_the_average_over_updates():
@@ -333,8 +358,8 @@ def test_several_epochs_clip_the_ratio():
     assert all(np.isfinite(value) for row in rows for value in row.values())
 
 
-def test_a_run_that_is_lost_counts_as_one_nat_above_its_start():
-    values = meta_training._log_values(
+def test_a_run_that_diverges_counts_as_one_nat_above_its_start():
+    values = learning.log_values(
         optax_meta.Trajectory(
             step=jnp.zeros((1, 2, 3), jnp.int32),
             observation=jnp.zeros((1, 2, 3, 23)),
@@ -470,7 +495,7 @@ def test_eight_devices_learn_what_one_does(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "compiled", "message", "waits"),
     [
-        ("meta-train --groups 2 --devices 1", "jit(_run)", "the same command goes on", False),
+        ("meta-train --groups 2 --devices 1", "jit(run_batch)", "the same command goes on", False),
         # What takes seconds, not minutes, may be compiled to its end.
         ("compare --methods any-lr-v1 --seeds 2", "jit(_train)", "nothing was written", True),
     ],
