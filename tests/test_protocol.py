@@ -148,10 +148,10 @@ def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
 
 def test_settings_of_another_name_are_other_settings():
     named = [{"fall": 2.0}, {"last_raise": 2.0}, (2.0,), np.float32(2.0), np.ones(1) * 2.0]
-    assert len({protocol._fingerprint(settings) for settings in named}) == len(named)
+    assert len({PLAIN._replace(settings=settings).fingerprint for settings in named}) == len(named)
 
 
-def test_ratios_are_capped_and_the_lost_are_counted():
+def test_ratios_are_capped_and_diverged_runs_are_counted():
     losses = [[2.0, float("nan")], [5.0, 1e-9]]
     ratio, diverged = protocol.ratios(cell({"a": losses}), "a")
     np.testing.assert_allclose(ratio, [[2.0, 10.0], [10.0, 0.1]])
@@ -172,11 +172,11 @@ def test_scores():
     assert good.time_to_oracle == 0.9
     assert bad.diverged == 0.25
     assert bad.cells == 4
-    lost = cell({"good": [[1.0, 1.0]]}, oracle=(1.0, float("nan")))
-    assert protocol.score([*cells, lost])[0].cells == 4
+    excluded = cell({"good": [[1.0, 1.0]]}, oracle=(1.0, float("nan")))
+    assert protocol.score([*cells, excluded])[0].cells == 4
 
 
-def test_a_lost_run_of_the_oracle_is_no_yardstick():
+def test_a_cell_whose_oracle_diverges_is_excluded():
     huge = cell({"a": [[3.9, 3.9]]}, oracle=(1.0, 1e6))
     assert not protocol.comparable([huge])
     np.testing.assert_allclose(protocol.ratios(huge, "a")[0], 3.9 / 2.5)  # as if it ended at 4
@@ -255,25 +255,24 @@ def test_times_are_when_the_loss_of_the_oracle_is_first_reached():
     np.testing.assert_allclose(found["losses"]["mine"][0], initial * 0.25**20, rtol=1e-3)
 
 
-def test_losses_on_held_out_data_are_told_where_there_are_any():
+def test_losses_on_held_out_data_are_reported_where_there_are_any():
     task = tasks.quadratic(dim=2)
 
     def evaluate(params):
         loss = task.evaluate(params)["loss"]
         return {"loss": loss, "test_loss": 3.0 * loss}
 
-    lost = Contender(lambda factory, run: factory(1e30 * run.rate))
-
+    away = Contender(lambda factory, run: factory(1e30 * run.rate))
     held_out, without = protocol.judge(
         [task._replace(evaluate=evaluate), task._replace(name="without")],
-        {"hold": HOLD, "lost": lost},
+        {"hold": HOLD, "away": away},
         {"sgd": optax.sgd},
         learning_rates=[0.1],
         horizons=[5],
         seeds=2,
         oracle_seeds=1,
     )
-    assert held_out["test_losses"]["lost"] == [[np.inf, np.inf]]
+    assert held_out["test_losses"]["away"] == [[np.inf, np.inf]]
     for losses, test_losses in (
         (held_out["oracle"]["losses"], held_out["oracle"]["test_losses"]),
         (held_out["losses"]["hold"], held_out["test_losses"]["hold"]),
@@ -339,8 +338,8 @@ def test_recovery_from_a_switch_of_the_data():
 def test_every_baseline_of_the_benchmark_trains(name):
     contender = benchmark.BASELINES[name]
     [only] = contender.optimizers or ("adamw",)
-    told = protocol.Run(jnp.float32(1e-2), jnp.int32(20), jnp.uint32(0))
-    tx = contender.transformation(benchmark.OPTIMIZERS[only], told)
+    run = protocol.Run(jnp.float32(1e-2), jnp.int32(20), jnp.uint32(0))
+    tx = contender.transformation(benchmark.OPTIMIZERS[only], run)
 
     @jax.jit
     def train():
@@ -360,7 +359,7 @@ def test_every_baseline_of_the_benchmark_trains(name):
 def test_a_policy_trained_anew_or_guided_otherwise_is_run_again():
     policy = optax_meta.load_policy("any-lr-v1")
     other = policy._replace(guide=policy.guide._replace(max_ratio=0.1))
-    prints = {protocol._fingerprint(benchmark.guided(p).settings) for p in (policy, other)}
+    prints = {benchmark.guided(p).fingerprint for p in (policy, other)}
     assert len(prints) == 2
 
 
