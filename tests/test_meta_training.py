@@ -497,7 +497,7 @@ def test_eight_devices_learn_what_one_does(tmp_path):
     [
         ("meta-train --groups 2 --devices 1", "jit(run_batch)", "the same command goes on", False),
         # What takes seconds, not minutes, may be compiled to its end.
-        ("compare --methods any-lr-v1 --seeds 2", "jit(_train)", "nothing was written", True),
+        ("compare --methods any-lr-v1 --seeds 2", "jit(train)", "nothing was written", True),
     ],
 )
 def test_ctrl_c_while_xla_compiles(arguments, compiled, message, waits, tmp_path):
