@@ -144,7 +144,7 @@ def meta_trainer(
         ...     jax.random.key(0), action_space=optax_meta.actions.learning_rate()
         ... )
         >>> trainer = optax_meta.meta_trainer(
-        ...     [family], policy, groups=2, rollouts=2, families_per_update=1, horizons=(10, 20)
+        ...     [family], policy, families_per_update=1, groups=2, rollouts=2, horizons=(10, 20)
         ... )
         >>> state, info = trainer.update(trainer.init(0))
         >>> int(state.step)

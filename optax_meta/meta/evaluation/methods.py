@@ -79,9 +79,8 @@ def steered_by(optimizer: Optimizer) -> tuple[str, ...]:
     Raises:
         ValueError: it is no function, or takes no learning rate.
 
-    >>> from functools import partial
-    >>> steered_by(optax.adamw), steered_by(partial(optax.sgd, momentum=0.9))
-    (('learning_rate', 'weight_decay'), ('learning_rate',))
+    >>> optax_meta.meta.evaluation.methods.steered_by(optax.adamw)
+    ('learning_rate', 'weight_decay')
     """
     if not callable(optimizer):
         raise ValueError(
@@ -105,7 +104,7 @@ def name_of(optimizer: Optimizer) -> str:
         optimizer: a factory; of a partial one the arguments are named as well.
 
     >>> from functools import partial
-    >>> name_of(partial(optax.sgd, momentum=0.9))
+    >>> optax_meta.meta.evaluation.methods.name_of(partial(optax.sgd, momentum=0.9))
     'sgd(momentum=0.9)'
     """
     if isinstance(optimizer, partial):
