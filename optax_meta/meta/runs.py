@@ -37,10 +37,11 @@ def any_lr(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
     """Build the meta-trainer that `any-lr-v1` comes from: the learning rate of any optimizer.
 
     It learns where one update may move the parameters by a twentieth of their norm and a rate that
-    is left alone falls linearly. It is used with a margin, since a policy leans on the bound that it learns
-    under, and since what chance has taught it late in a run costs more than it brings: moves that
-    momentum carries on may be shorter, those of runs below 1000 steps longer, the fall is steeper,
-    and in the last four tenths of a run, later in a short one, no rate is raised any more.
+    is left alone falls linearly. It is used with a margin, since a policy leans on the bound that
+    it learns under, and since what chance has taught it late in a run costs more than it brings:
+    moves that momentum carries on may be shorter, those of runs below 1000 steps longer, the fall
+    is steeper, and in the last four tenths of a run, later in a short one, no rate is raised any
+    more.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
@@ -162,12 +163,12 @@ def train(
                 f"`{folder}` holds {latest} updates, more than the {updates} asked for: "
                 "ask for as many, or choose another folder"
             )
-        state = trainer.init(seed)
+        state = begin = trainer.init(seed)
         if latest:
-            state = manager.restore(latest, args=ocp.args.StandardRestore(state))
+            state = begin = manager.restore(latest, args=ocp.args.StandardRestore(begin))
         saved = time.monotonic()
         with _log(absolute) as log:
-            for state, row in _updates(trainer, state, updates):
+            for state, row in _updates(trainer, begin, updates):
                 done = int(state.step)
                 log.put([{"update": done, **row}])
                 if progress is not None:
