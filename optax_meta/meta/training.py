@@ -139,12 +139,11 @@ def meta_trainer(
     T. Salimans et al., https://arxiv.org/abs/1703.03864.
 
     Example:
-        >>> family = optax_meta.families.quadratics(dim=4)
-        >>> policy = optax_meta.init_policy(
-        ...     jax.random.key(0), action_space=optax_meta.actions.learning_rate()
-        ... )
+        >>> space = optax_meta.actions.learning_rate()
+        >>> policy = optax_meta.init_policy(jax.random.key(0), action_space=space)
+        >>> sizes = {"groups": 2, "rollouts": 2, "families_per_update": 1, "horizons": (10, 20)}
         >>> trainer = optax_meta.meta_trainer(
-        ...     [family], policy, families_per_update=1, groups=2, rollouts=2, horizons=(10, 20)
+        ...     [optax_meta.families.quadratics(dim=4)], policy, optimizers=["sgd"], **sizes
         ... )
         >>> state, info = trainer.update(trainer.init(0))
         >>> int(state.step)
