@@ -177,7 +177,7 @@ def test_a_rollout_is_the_run_that_users_run():
     controller = optax_meta.learned(policy, total_steps=23)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=0.1)
     params = task.init(init_key)
-    state, seen = tx.init(params), []
+    state, observed = tx.init(params), []
 
     @jax.jit
     def step(t, params, state):
@@ -190,10 +190,10 @@ def test_a_rollout_is_the_run_that_users_run():
         params, state = step(t, params, state)
         row = optax_meta.record(state)
         if row.decided:
-            seen.append((row.decision.observation, row.hyperparams["learning_rate"]))
-    assert trajectory.mask.size == trajectory.mask.sum() == len(seen)
-    np.testing.assert_allclose(trajectory.observation, [o for o, _ in seen], atol=1e-4)
-    np.testing.assert_allclose(trajectory.learning_rate, [r for _, r in seen], rtol=1e-5)
+            observed.append((row.decision.observation, row.hyperparams["learning_rate"]))
+    assert trajectory.mask.size == trajectory.mask.sum() == len(observed)
+    np.testing.assert_allclose(trajectory.observation, [o for o, _ in observed], atol=1e-4)
+    np.testing.assert_allclose(trajectory.learning_rate, [r for _, r in observed], rtol=1e-5)
     np.testing.assert_allclose(trajectory.final["loss"], task.evaluate(params)["loss"], rtol=1e-4)
 
 
@@ -429,7 +429,7 @@ def test_families_of_one_name_are_refused():
 
 
 @pytest.mark.parametrize("learner", ["reinforce", "evolution"])
-def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_lost(learner):
+def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_changed(learner):
     family = families.quadratics(dim=4)
 
     def build(drawn):

@@ -101,7 +101,7 @@ class _Teacher(NamedTuple):
         noise: of the targets over their own deviation, 0.03 … 1, float32[].
         target_scale: targets of a regression are multiplied by it, float32[].
         target_shift: and shifted by it, float32[O].
-        input_shift: mean of the inputs that the student sees, float32[I].
+        input_shift: mean of the inputs that the student gets, float32[I].
         rows: share of a table that is there, ⅛ … 1, float32[].
         scales: units of loss and parameters.
         evaluation: seed of what the run is judged on, uint32[].
