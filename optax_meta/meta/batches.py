@@ -56,6 +56,7 @@ def run_batch(
         is_shaped: whether the training loss between decisions counts as reward, bool[].
     """
     keys = jax.random.wrap_key_data(task_keys)
+    # Written for one task and one run; the axes G and R are added by `vmap`.
     run = partial(_run, setting, max_decisions, family, total_steps, horizon_is_known)
     if setting.learner == "reinforce":
         runs = jax.vmap(partial(_sampled, setting, run, flat))(keys)
@@ -106,6 +107,7 @@ def _sampled(setting: Setting, run: Run, flat: jax.Array, key: jax.Array) -> Tra
     """Run a task with several seeds of the actions; leading axis [R]."""
     run_key, seed_key = jax.random.split(key)
     seeds = jax.random.bits(seed_key, (setting.rollouts,))
+    # All but the seed is shared, so that the mean over the group is a baseline without bias.
     return jax.vmap(run, (None, 0, None))(run_key, seeds, flat)
 
 
@@ -117,5 +119,5 @@ def _perturbed(
     half = setting.sigma * jax.random.normal(move_key, (setting.rollouts // 2, flat.size))
     # Antithetic: what is even in the move cancels out of the estimate.
     moves = jnp.concatenate([half, -half])
-    seed = jax.random.bits(seed_key)
+    seed = jax.random.bits(seed_key)  # shared: runs differ by their policies alone
     return jax.vmap(run, (None, None, 0))(run_key, seed, flat[None] + moves), moves

@@ -34,6 +34,7 @@ def draw_optimizer(names: Sequence[str], key: jax.Array) -> Factory:
     kind_key, decay_key = jax.random.split(key)
     kind = jax.random.randint(kind_key, (), 0, len(names))
     b1, b2 = _draw_decays(decay_key)
+    # Directions alone: the rate, which the policy steers, multiplies whichever is taken.
     directions = [OPTIMIZERS[name](b1, b2) for name in names]
 
     def init(params: optax.Params) -> optax.OptState:

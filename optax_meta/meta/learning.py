@@ -65,6 +65,7 @@ def log_values(runs: Trajectory) -> jax.Array:
     """
     begin = jnp.log(jnp.maximum(runs.value[..., 0], _LEAST_LOSS))
     initial, final = runs.initial["loss"], runs.final["loss"]
+    # A ratio, since the loss on fixed data may be on another scale than that of training.
     fall = jnp.log(initial) - jnp.log(jnp.maximum(final, _LEAST_RATIO * initial))
     final = begin - jnp.where(jnp.isfinite(final), fall, -jnp.inf)
     during = jnp.log(jnp.maximum(runs.value, _LEAST_LOSS))
@@ -105,6 +106,7 @@ def advantages(
     rewards = (values[..., :-1] - values[..., 1:]) * mask
     discounted = jax.vmap(jax.vmap(policy_gradient.discounted_returns, (0, None)), (0, None))
     shaped = discounted(rewards, discount)
+    # Unshaped, every decision of a run gets the same return: all of them led to its end.
     returns = jnp.where(is_shaped, shaped, values[..., :1] - values[..., -1:])
     centred = returns - jnp.mean(returns, axis=1, keepdims=True)
     spread = jnp.std(values[..., -1], axis=1)[:, None, None]
@@ -120,6 +122,7 @@ def evolution_gradient(final: jax.Array, moves: jax.Array, sigma: float) -> jax.
         moves: of the policy's parameters, float32[G, R, P].
         sigma: their standard deviation.
     """
+    # Ranks, so that one run that diverged counts as little as one that is merely the worst.
     ranks = jnp.argsort(jnp.argsort(final, axis=1), axis=1)
     score = ranks / (final.shape[1] - 1) - 0.5  # -½ for the best of a group, ½ for the worst
     gradient = jnp.einsum("gr,grp->p", score, moves, precision="highest")

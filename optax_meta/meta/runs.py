@@ -63,6 +63,7 @@ def any_lr(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
         hold_probability=0.7,
     )
     families = [make() for make in FAMILIES.values()]
+    # Training loss as reward teaches fast, but favours rates that fall too early: at first only.
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
     trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
     used = _GUIDE._replace(
@@ -100,6 +101,7 @@ def adamw_lr_wd(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))
     families = [make() for make in OVERFITTED.values()]
+    # None of it here: training loss does not foretell the loss on fresh data.
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 0}
     return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
@@ -108,6 +110,7 @@ def _widened(source: Any, target: Any) -> Any:
     """Put smaller arrays in the first rows and columns of larger ones; zeros for further inputs."""
 
     def widen(path: Any, small: jax.Array, large: jax.Array) -> jax.Array:
+        # Further inputs must change nothing at first.
         is_first = "Dense_0" in jax.tree_util.keystr(path)
         large = jnp.zeros_like(large) if is_first else large
         return large.at[tuple(slice(size) for size in small.shape)].set(small)

@@ -59,6 +59,7 @@ class Setting(NamedTuple):
             ValueError: an argument is out of range.
         """
         check_policy(self.policy)
+        # Types first: the comparisons below take numbers for granted.
         low, high = (check_whole("horizons", horizon) for horizon in self.horizons)
         counts = {name: check_whole(name, getattr(self, name), n) for name, n in _LEAST.items()}
         if self.shaped_updates is not None:
@@ -78,6 +79,7 @@ class Setting(NamedTuple):
         """Return what is learned from and how, JSON values."""
         values = {name: getattr(self, name) for name in self._fields}
         lists = {k: list(v) for k, v in values.items() if isinstance(v, tuple)}
+        # Of the inner optimizers AdamW alone decays weights, so it is all that is drawn then.
         optimizers = ["adamw"] if self.steers_decay else list(self.optimizers)
         names = [family.name for family in self.families]
         described = {**values, **lists, "families": names, "optimizers": optimizers}

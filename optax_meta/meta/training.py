@@ -220,7 +220,8 @@ def _update(
     )
     drawn = [draw.family.name for draw in draws]
     _check_finite(step, drawn, learned["grad_norm"], figures)
-    # Early on the average spans the latter part of the updates so far.
+    # A gradient of the policy is noisy, and its average over updates better than the last one.
+    # Early on it spans the latter part of the updates so far.
     share = max(1.0 / _AVERAGED_UPDATES, 2.0 / (step + 2.0))
     num_steps = sum(draw.total_steps for draw in draws) * setting.groups * setting.rollouts
     names = [f"{figure}/{name}" for name in drawn for figure in _FIGURES]

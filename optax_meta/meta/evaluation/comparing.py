@@ -74,6 +74,7 @@ def compare(
     try:
         _run_all(setting, made, seeds, tick, outcomes)
     except KeyboardInterrupt:
+        # A seed that some methods have not run would compare unlike with unlike.
         finished = min(len(runs) for runs in outcomes.values())
         raise Interrupted(finish(finished) if finished > 1 else None) from None
     return finish(seeds)
@@ -98,7 +99,7 @@ def _checked(
     setting: _Setting, methods: Sequence[str] | Mapping[str, Method | Controller]
 ) -> dict[str, Method]:
     """Return all methods as functions; what does not fit is refused before anything is compiled."""
-    names = steered_by(setting.optimizer)
+    names = steered_by(setting.optimizer)  # also where no method asks: every run has a rate
     if not isinstance(methods, Mapping):
         built_in = {name: _named(METHODS, "method", name) for name in methods}
         methods = {name: partial(method, names) for name, method in built_in.items()}
@@ -109,6 +110,7 @@ def _checked(
         )
     made = {name: _as_method(method) for name, method in methods.items()}
     for method in made.values():
+        # What a factory or a starting rate does not allow is refused here, seconds before XLA.
         controller = method(setting.steps, jnp.uint32(0))
         control_hyperparams(setting.optimizer, controller)(learning_rate=setting.learning_rate)
     return made
@@ -126,12 +128,14 @@ def _run_all(
     outcomes: dict[str, list[Outcome]],
 ) -> None:
     """Compile all methods, "" for none, then append to `outcomes` run by run."""
+    # All before the first run, so that compilation is in no method's seconds.
     runners: dict[str, Callable[[jax.Array], Training]] = {}
     for name, method in {"": None, **methods}.items():
         lower = jax.jit(partial(running.train, *setting, method)).lower
         work = partial(_compile, lower)
         runners[name] = tick(f"compiling {name}".rstrip(), work)
     latest = ""
+    # Seeds outside, methods inside: a slow moment of the machine hits all of them.
     for seed in range(seeds):
         for name, runner in runners.items():
             label = f"seed {seed + 1}/{seeds}, {name or 'no controller'}{latest}"
@@ -171,6 +175,7 @@ def _gather(outcomes: Sequence[Outcome], controller: Controller) -> MethodResult
     trainings = [outcome.training for outcome in outcomes]
     initial, final, losses, records = jax.tree.map(lambda *xs: np.stack(xs), *trainings)
     return MethodResult(
+        # In double precision, since differences of nearly equal losses are taken of them.
         initial=jax.tree.map(np.float64, initial),
         final=jax.tree.map(np.float64, final),
         losses=losses,

@@ -52,6 +52,7 @@ def _any_lr(names: tuple[str, ...], steps: int, seed: jax.Array) -> Controller:
 
 
 def _reinforce(names: tuple[str, ...], steps: int, seed: jax.Array, **options: Any) -> Controller:
+    # Two thirds of the classic nine actions move the weight decay.
     has_decay = "weight_decay" in names
     space = actions.classic() if has_decay else actions.learning_rate()
     return reinforce(action_space=space, seed=seed, total_steps=steps, **options)
@@ -64,6 +65,7 @@ METHODS: Mapping[str, Callable[[tuple[str, ...], int, jax.Array], Controller]] =
     "hypergradient": _hypergradient,
     "any-lr-v1": _any_lr,
     "reinforce": _reinforce,
+    # The same actions, drawn evenly and never learned from: what learning must beat.
     "random-walk": partial(_reinforce, start="uniform", policy_learning_rate=0.0),
 }
 """Methods by the name that the command line takes; before what a `Method` takes come the names of

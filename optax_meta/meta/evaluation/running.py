@@ -69,6 +69,7 @@ def train(
         controller = method(steps, seed)
         tx = control_hyperparams(optimizer, controller)(learning_rate=learning_rate)
 
+    # One scan, as fast training loops are: a Python loop would time its own dispatch.
     def step(carry: tuple[Any, Any], at: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
         params, opt_state, loss = train_step(task, tx, *at, *carry)
         row = None if method is None else record(opt_state)
@@ -87,5 +88,5 @@ def timed(runner: Callable[[jax.Array], Training], seed: jax.Array) -> Outcome:
         seed: of the run, uint32[].
     """
     start = time.perf_counter()
-    training = jax.block_until_ready(runner(seed))
+    training = jax.block_until_ready(runner(seed))  # JAX returns before it has computed
     return Outcome(training, time.perf_counter() - start)

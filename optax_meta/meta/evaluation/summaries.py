@@ -98,11 +98,12 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def _capped(result: MethodResult) -> np.ndarray:
+    # At its start: how far it diverged is chance, and not always a number.
     return np.where(_has_diverged(result), result.initial["loss"], result.final["loss"])
 
 
 def _relative_difference(final: np.ndarray, best: np.ndarray) -> np.ndarray:
-    total = np.abs(final) + np.abs(best)
+    total = np.abs(final) + np.abs(best)  # losses may be below 0; where both are 0 so is this
     return 200.0 * (final - best) / np.where(total > 0.0, total, 1.0)
 
 
@@ -132,5 +133,6 @@ def _summary(
         highest_rate=float(np.max(rates)),
         num_diverged=int(_has_diverged(result).sum()),
         seconds=interval(result.seconds),
+        # Pairs of neighbouring runs; of these the median, since a stall hits single ones.
         overhead=float(np.median(result.seconds / bare_seconds)),
     )

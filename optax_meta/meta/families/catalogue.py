@@ -13,6 +13,7 @@ from optax_meta.meta.families.teachers import networks
 from optax_meta.meta.families.text import bigrams, transformers
 from optax_meta.meta.tasks import TaskFamily
 
+# Widths, activations, batch sizes and losses differ, so that a policy cannot know them by heart.
 FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "relu": partial(networks, name="relu"),
     "tanh": partial(
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
 }
 """Families that `any-lr-v1` was trained on, by name."""
 
+# Each has more parameters than rows, and so can fit the noise.
 OVERFITTED: dict[str, Callable[[], TaskFamily]] = {
     "few-relu": partial(networks, sizes=(12, 48, 48, 4), rows=256, name="few-relu"),
     "few-tanh": partial(

@@ -29,6 +29,7 @@ def quadratics(*, dim: int = 40) -> TaskFamily:
 
     def sample(key: jax.Array) -> _Quadratic:
         keys = iter(jax.random.split(key, 7))
+        # Condition numbers up to 3000.
         decades = jax.random.uniform(next(keys), minval=0.0, maxval=3.5)
         axis = jax.random.normal(next(keys), (dim,))
         is_rotated = jax.random.bernoulli(next(keys))
@@ -79,7 +80,7 @@ class _Quadratic(NamedTuple):
     def loss(self, params: jax.Array, batch: jax.Array) -> jax.Array:
         shifted = params - self.optimum
         turned = shifted - 2.0 * self.axis * jnp.dot(self.axis, shifted)
-        noisy = turned - jnp.mean(batch, axis=0)
+        noisy = turned - jnp.mean(batch, axis=0)  # the mean of samples' losses, up to a constant
         return 0.5 * jnp.mean(self.curvature * noisy**2) + _FLOOR
 
 
@@ -104,6 +105,7 @@ def products(*, dim: int = 12, depth: int = 4, batch_size: int = 16) -> TaskFami
 
     def sample(key: jax.Array) -> _Product:
         keys = jax.random.split(key, 5)
+        # From a third of what the products start from up to thirty times that.
         size = 10.0 ** jax.random.uniform(keys[0], minval=-0.5, maxval=1.5)
         return _Product(
             target=size * jax.random.normal(keys[1], (dim,)),

@@ -47,6 +47,7 @@ def tables(*, hidden_size: int = 24, batch_size: int = 32) -> TaskFamily:
 
     def build(drawn: _Table) -> Task:
         x, y = all_x[drawn.table] * drawn.columns[None], all_y[drawn.table]
+        # What the noisy labels' probabilities are: judged by them, noise is no loss.
         shares = (1.0 - drawn.noise) * jax.nn.one_hot(y, _CLASSES) + drawn.noise / _CLASSES
         return scaled_task(
             "table",
@@ -86,7 +87,7 @@ def _load() -> tuple[jax.Array, jax.Array]:
     xs, ys = [], []
     for key, (table, y) in zip(jax.random.split(jax.random.key(0), 3), loaded, strict=True):
         x = np.asarray(table)
-        x = (x - x.mean(0)) / x.std(0)
+        x = (x - x.mean(0)) / x.std(0)  # `columns` gives each task units of its own instead
         x = np.pad(x, ((0, 0), (0, _COLUMNS - x.shape[1])))
         picked = jax.random.permutation(key, len(x))[:_ROWS]
         xs.append(jnp.asarray(x, jnp.float32)[picked])

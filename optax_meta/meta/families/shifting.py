@@ -89,7 +89,7 @@ class _Turning(NamedTuple):
 
 def _draw_turning(inputs: int, outputs: int, key: jax.Array) -> _Turning:
     keys = iter(jax.random.split(key, 9))
-    jump = jnp.pi * jax.random.uniform(next(keys), minval=0.25)
+    jump = jnp.pi * jax.random.uniform(next(keys), minval=0.25)  # an eighth of a turn at least
     return _Turning(
         jump=jnp.where(jax.random.bernoulli(next(keys), 2.0 / 3.0), jump, 0.0),
         jump_step=10.0 ** jax.random.uniform(next(keys), minval=1.5, maxval=3.2),

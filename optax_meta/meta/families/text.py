@@ -38,6 +38,7 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
 
     def sample(key: jax.Array) -> _Chain:
         keys = jax.random.split(key, 5)
+        # From nearly even transitions to nearly certain ones.
         sharpness = jax.random.uniform(keys[0], minval=0.5, maxval=3.0)
         frequency = _draw_frequency(keys[1], tokens)
         transition = sharpness * jax.random.normal(keys[2], (tokens, tokens)) + frequency[None]
@@ -185,6 +186,7 @@ class _Language(NamedTuple):
     def observe(self, count: int, length: int, key: jax.Array) -> Batch:
         """Return tokens and logits of their classes."""
         x = draw_classes(key, jnp.tile(self.frequency, (count, length, 1)))
+        # A ring, so that every place has a token before it and none is a special case.
         other = x[:, (jnp.arange(length) - self.lag) % length]
         return x, self.own[x] + self.other[other]
 

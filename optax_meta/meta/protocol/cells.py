@@ -22,7 +22,7 @@ def has_diverged(cell: Cell, losses: Any) -> np.ndarray:
         cell: which says where runs began.
         losses: at the end, float[…, S].
     """
-    losses = np.array(losses, float)
+    losses = np.array(losses, float)  # from JSON: lists
     return ~np.isfinite(losses) | (losses > np.array(cell["initial"]))
 
 
@@ -52,6 +52,7 @@ def read(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
         done = json.loads(path.read_text())
     except ValueError:
         done = None
+    # More keys may be there: those of a later version, which knows what these mean.
     if not isinstance(done, dict) or not done.keys() >= _FIELDS:
         raise ValueError(
             f"`{path}` is damaged, or was written by another version: choose another folder or "
@@ -74,6 +75,6 @@ def write(path: Path, cell: Cell) -> None:
         cell: what is known.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".partial")
+    whole = path.with_suffix(".partial")  # a rename is all or nothing, a write is not
     whole.write_text(json.dumps(cell))
     whole.replace(path)

@@ -88,6 +88,7 @@ class Contender(NamedTuple):
         """
         return cls(
             _scheduled,
+            # Both traced, nan for none: one program for the whole sweep and every best schedule.
             settings=(SCHEDULES.index(kind), np.nan if rate is None else rate),
             any_start=rate is not None,
         )
@@ -107,7 +108,7 @@ class Contender(NamedTuple):
         """A hash of the settings, such as a policy's parameters."""
         digest = hashlib.sha256()
         for path, leaf in jax.tree.leaves_with_path(self.settings):
-            array = np.asarray(leaf)
+            array = np.asarray(leaf)  # bytes alone would not tell 2.0 of one name from another's
             digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())
         return digest.hexdigest()

@@ -87,7 +87,7 @@ def judge(
     }
     cells = []
     for task, (optimizer, factory) in itertools.product(tasks, optimizers.items()):
-        runs = Runs(task, factory, {}, compiler_options)
+        runs = Runs(task, factory, {}, compiler_options)  # for all horizons, which are traced
         fitting = {
             name: contender
             for name, contender in contenders.items()

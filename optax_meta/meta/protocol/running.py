@@ -66,6 +66,7 @@ class Runs(NamedTuple):
                 jax.vmap(over_seeds, (None, 0, None, None, None)),
                 compiler_options=self.compiler_options,
             )
+        # As arrays: a Python number would be compiled in, and another one compile again.
         settings = jax.tree.map(np.asarray, contender.settings)
         rate, seed = np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
         program = self.compiled[contender.program]
@@ -130,7 +131,7 @@ class Runs(NamedTuple):
 
 def _times(curve: np.ndarray, goal: float) -> np.ndarray:
     """Return the share of the steps after which a run first has the goal; inf for never."""
-    reached = curve <= goal
+    reached = curve <= goal  # nan, where a run diverged, is never below it
     return np.where(reached.any(axis=-1), (1.0 + reached.argmax(axis=-1)) / CHECKPOINTS, np.inf)
 
 

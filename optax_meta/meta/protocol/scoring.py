@@ -111,6 +111,7 @@ def best_single(cells: Sequence[Cell]) -> tuple[str, float]:
         >>> print(kind, round(rate, 6))
         cosine 0.001
     """
+    # Seeds of the sweep, not those that are scored: hindsight, but not of the very runs.
     excess = [np.array(cell["sweep"], float) - cell["floor"] for cell in cells]
     logs = [np.log(np.clip(x / max(x.min(), _LEAST_EXCESS), 1.0, CAP)) for x in excess]
     kind, index = np.unravel_index(np.argmin(np.mean(logs, axis=0)), np.shape(logs[0]))
@@ -156,7 +157,7 @@ def resampled(parts: Sequence[np.ndarray], draws: int = 1000) -> Iterator[np.nda
         >>> {x.shape for x in optax_meta.protocol.resampled(parts, draws=3)}
         {(2, 2)}
     """
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(0)  # the same cells give the same interval
     for _ in range(draws):
         yield np.concatenate([x[:, generator.integers(0, x.shape[1], x.shape[1])] for x in parts])
 
@@ -191,5 +192,6 @@ def _means(logs: np.ndarray) -> tuple[float, float]:
     """Return geometric mean of all runs, and interquartile mean of cells, float64[K, S] given."""
     from scipy import stats
 
+    # Of logarithms over seeds first: in a mean of ratios one of 10 would outweigh nine of 1.
     means = logs.mean(axis=1)
     return float(np.exp(means.mean())), float(stats.trim_mean(np.exp(means), 0.25))

@@ -22,6 +22,7 @@ def quadratic(*, dim: int = 50, condition: float = 100.0, noise: float = 0.1) ->
         >>> task.init(jax.random.key(0)).shape
         (3,)
     """
+    # Evenly spaced in the logarithm: as many directions are flat as are steep.
     curvature = jnp.logspace(-jnp.log10(condition), 0.0, dim)
 
     def loss(params: jax.Array, batch: jax.Array) -> jax.Array:

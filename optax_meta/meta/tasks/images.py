@@ -153,7 +153,7 @@ def _load() -> tuple[Images, Images]:
         pixels.reshape(-1, 8, 8).astype("float32") / 16.0,
         classes.astype("int32"),
         test_size=0.2,
-        random_state=0,
+        random_state=0,  # the seed of a run must not change what it is judged by
         stratify=classes,
     )
     train_x, test_x, train_y, test_y = map(jnp.asarray, split)
