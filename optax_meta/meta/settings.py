@@ -17,6 +17,8 @@ _LEAST = {"groups": 1, "rollouts": 2, "epochs": 1}
 _RANGES = ("learning_rates", "weight_decays")
 _SHARES = ("unknown_horizons", "discount")
 _POSITIVE = ("sigma", "policy_learning_rate")
+# What stands in a policy's card by itself, and what no recipe changes.
+_UNDESCRIBED = ("policy", "mesh", "discount", "entropy_bonus", "sigma")
 
 
 class Setting(NamedTuple):
@@ -83,7 +85,7 @@ class Setting(NamedTuple):
         optimizers = ["adamw"] if self.steers_decay else list(self.optimizers)
         names = [family.name for family in self.families]
         described = {**values, **lists, "families": names, "optimizers": optimizers}
-        return {k: v for k, v in described.items() if k not in ("policy", "mesh")}
+        return {k: v for k, v in described.items() if k not in _UNDESCRIBED}
 
 
 def _of_families(setting: Setting) -> list[tuple[bool, str]]:
