@@ -1,4 +1,7 @@
-"""One device or eight: the same losses, the same decisions, the same weights."""
+"""One device or eight: the same losses, the same decisions, the same weights.
+
+What needs the runs on eight devices is heavy: a minute and a half, for the job of that name in CI.
+"""
 
 import os
 import subprocess
@@ -63,17 +66,20 @@ def assert_same_run(got, wanted):
         np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CONTROLLERS)
 @pytest.mark.parametrize("mode", MODES)
 def test_eight_devices_give_the_numbers_of_one(runs, mode, name):
     assert_same_run(get(runs[8], f"{mode}/{name}"), get(runs[1], f"jit/{name}"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CHECKED)
 def test_shard_map_may_check_what_varies(runs, name):
     assert_same_run(get(runs[8], f"checked/{name}"), get(runs[1], f"jit/{name}"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("num_devices", [4, 1])
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_a_run_saved_on_eight_devices_goes_on_with_fewer(runs, name, num_devices):
@@ -84,6 +90,7 @@ def test_a_run_saved_on_eight_devices_goes_on_with_fewer(runs, name, num_devices
     assert_same_run(get(runs[num_devices], f"resumed/{name}"), second_half)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_with_an_axis_name_all_replicas_decide_alike(runs, name):
     rates = get(runs[8], f"shard_map/{name}")["rate"]
@@ -92,28 +99,32 @@ def test_with_an_axis_name_all_replicas_decide_alike(runs, name):
     assert (np.unique(rates).size > 1) == (name != "constant")
 
 
+@pytest.mark.heavy
 def test_with_an_axis_name_what_is_measured_is_averaged(runs):
     rows = get(runs[8], "recorded/hypergradient")
     for name in ("value", "cost", "grad_norm"):
-        own, seen = rows[f"own_{name}"], rows[name]
+        own, observed = rows[f"own_{name}"], rows[name]
         assert np.unique(own[-1]).size == 8
-        np.testing.assert_allclose(seen[:, 0], own.mean(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(observed[:, 0], own.mean(axis=1), rtol=1e-5)
     for name in ("value", "cost", "grad_norm", "alignment"):
         np.testing.assert_array_equal(rows[name], rows[name][:, :1] + 0.0 * rows[name])
     assert np.all(rows["alignment"][1:] != 0.0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CONTROLLERS)
 @pytest.mark.parametrize("mode", MODES)
 def test_all_devices_hold_all_of_the_controllers_state(runs, mode, name):
     assert get(runs[8], f"{mode}/{name}")["replicated"]
 
 
+@pytest.mark.heavy
 def test_without_an_axis_name_replicas_decide_apart(runs):
     rates = get(runs[8], "apart/plateau")["rate"]
     assert np.unique(rates[-1]).size > 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("mode", MODES)
 def test_a_loss_not_finite_on_one_device_is_skipped_on_all(runs, mode):
     np.testing.assert_array_equal(get(runs[8], f"{mode}/constant")["bad"], [0, 0, 0] + 9 * [1])

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 import optax_meta
 from optax_meta import arguments, cli, tasks
 from optax_meta.meta import evaluation
+from optax_meta.meta.evaluation import methods, running
 from optax_meta.reports import folder as reports
 
 
@@ -37,7 +39,7 @@ def test_all_methods_start_from_the_same_parameters_and_first_batch(comparison):
 
 def test_constant_equals_plain_optax(comparison):
     task, seed = tasks.quadratic(), jnp.uint32(1)
-    *_, losses, _ = evaluation._train(task, optax.adamw, 1e-2, 40, None, seed)
+    losses = running.train(task, optax.adamw, 1e-2, 40, None, seed).losses
     np.testing.assert_allclose(comparison.methods["constant"].losses[1], losses, rtol=1e-5)
 
 
@@ -73,23 +75,65 @@ def test_own_tasks_and_controllers():
         loss=lambda x, _: jnp.square(x),
         evaluate=lambda x: {"loss": jnp.square(x)},
     )
-    methods = {
+    own = {
         "warm": optax_meta.warmup(5),
         "mine": lambda steps, seed: optax_meta.reinforce(seed=seed, total_steps=steps),
     }
-    result = optax_meta.compare(task, methods, steps=10, seeds=2, optimizer=optax.adamw)
+    result = optax_meta.compare(task, own, steps=10, seeds=2, optimizer=optax.adamw)
     assert set(result.methods) == {"warm", "mine"}
     assert result.methods["mine"].action_labels
 
 
-@pytest.mark.parametrize("name", tasks.TASKS)
-def test_every_task_can_be_learned(name):
-    task = tasks.TASKS[name]()
-    params = task.init(jax.random.key(0))
-    result = optax_meta.compare(task, ["constant"], steps=15, seeds=2, learning_rate=1e-2)
-    row = evaluation.summarize(result)[0]
-    assert row.loss_reduction.mean > 20.0
-    assert task.loss(params, task.sample(jax.random.key(1))).shape == ()
+@pytest.mark.parametrize(
+    ("name", "smaller"),
+    [("digits", {"hidden_size": 16}), ("digits-conv", {"channels": 4}), ("quadratic", {})],
+)
+def test_every_task_can_be_learned(name, smaller):
+    task = tasks.TASKS[name](**smaller)
+    assert task.name == name
+    run = jax.jit(partial(running.train, task, optax.adamw, 1e-2, 15, None))(jnp.uint32(0))
+    assert run.final["loss"] < 0.8 * run.initial["loss"]
+    assert run.losses.shape == (15,)
+
+
+ADAMW = "learning_rate", "weight_decay"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "names", "called"),
+    [
+        (optax.sgd, ("learning_rate",), "sgd"),
+        (partial(optax.sgd, momentum=0.9), ("learning_rate",), "sgd(momentum=0.9)"),
+        (optax.adamw, ADAMW, "adamw"),
+        (optax.lion, ADAMW, "lion"),
+        (optax.lamb, ADAMW, "lamb"),  # its weight decay starts from 0
+    ],
+)
+def test_methods_steer_what_the_optimizer_has(optimizer, names, called):
+    assert methods.steered_by(optimizer) == names
+    assert methods.name_of(optimizer) == called
+    for method in ("constant", "reinforce", "random-walk"):
+        controller = methods.METHODS[method](names, 10, jnp.uint32(0))
+        assert controller.hyperparams == names
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(evaluation.Interrupted):  # all are accepted, then the first is compiled
+        optax_meta.compare("quadratic", optimizer=optimizer, progress=stop)
+
+
+def test_an_optimizer_without_weight_decay_is_compared():
+    result = optax_meta.compare(
+        tasks.quadratic(dim=2),
+        ["constant", "reinforce"],
+        optimizer=partial(optax.sgd, momentum=0.9),
+        steps=12,
+        seeds=2,
+    )
+    assert result.optimizer == "sgd(momentum=0.9)"
+    assert len(result.methods["reinforce"].action_labels) == 3
+    assert set(result.methods["constant"].records.hyperparams) == {"learning_rate"}
 
 
 def no_progress(*_):
@@ -107,7 +151,19 @@ def no_progress(*_):
         ({"seeds": 1}, "`seeds` must be a whole number ≥ 2"),
         ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
         ({"learning_rate": 11.0, "progress": no_progress}, r"bounds \[1e-08, 10\], got 11.0"),
-        ({"optimizer": optax.sgd, "progress": no_progress}, "steers `weight_decay`"),
+        (
+            {
+                "optimizer": optax.sgd,
+                "methods": {"both": optax_meta.constant(hyperparams=ADAMW)},
+                "progress": no_progress,
+            },
+            "steers `weight_decay`",
+        ),
+        (
+            {"optimizer": optax.scale_by_adam, "progress": no_progress},
+            "must take a `learning_rate`, which `scale_by_adam` does not; its arguments are: b1",
+        ),
+        ({"optimizer": optax.sgd(0.1), "progress": no_progress}, "must be a function such as"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -165,7 +221,7 @@ def test_the_command_writes_a_report_and_prints_a_table(tmp_path, capsys):
 
 
 def test_ctrl_c_after_two_seeds_leaves_a_partial_report(tmp_path, monkeypatch, capsys):
-    timed, calls = evaluation._timed, []
+    timed, calls = running.timed, []
 
     def interrupt(runner, seed):
         calls.append(int(seed))
@@ -173,7 +229,7 @@ def test_ctrl_c_after_two_seeds_leaves_a_partial_report(tmp_path, monkeypatch, c
             raise KeyboardInterrupt
         return timed(runner, seed)
 
-    monkeypatch.setattr(evaluation, "_timed", interrupt)
+    monkeypatch.setattr(running, "timed", interrupt)
     arguments = ["--task", "quadratic", "--steps", "20", "--seeds", "4", "--methods", "constant"]
     assert cli.main(["compare", *arguments, "--out", str(tmp_path)]) == 130
     assert "Stopped early: 2 of 4 seeds are finished" in (tmp_path / "report.html").read_text()
@@ -186,7 +242,7 @@ def test_ctrl_c_before_two_seeds_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "_timed", interrupt)
+    monkeypatch.setattr(running, "timed", interrupt)
     arguments = ["compare", "--task", "quadratic", "--methods", "constant"]
     assert cli.main([*arguments, "--out", str(tmp_path / "a")]) == 130
     assert not list(tmp_path.iterdir())
@@ -249,7 +305,7 @@ def test_help_breaks_no_name_and_tells_no_default_where_there_is_none(capsys, mo
 def test_data_may_shift_with_the_step():
     still = tasks.quadratic(dim=2, noise=0.0)
     moved = still._replace(shift=lambda batch, step: batch + jnp.where(step >= 5, 3.0, 0.0))
-    runs = [evaluation.compare(t, ["constant"], steps=10, seeds=2) for t in (still, moved)]
-    before, after = (run.methods["constant"].losses for run in runs)
-    np.testing.assert_array_equal(before[:, :5], after[:, :5])
-    assert np.all(after[:, 5:] > before[:, 5:])
+    runs = (jax.jit(partial(running.train, t, optax.adamw, 1e-3, 10, None)) for t in (still, moved))
+    before, after = (run(jnp.uint32(0)).losses for run in runs)
+    np.testing.assert_array_equal(before[:5], after[:5])
+    assert np.all(after[5:] > before[5:])

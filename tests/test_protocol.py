@@ -1,5 +1,6 @@
 import argparse
 import json
+import shutil
 import sys
 
 import data_switch
@@ -22,18 +23,37 @@ PLAIN = Contender.from_schedule("constant")
 HOLD = Contender.from_controller(lambda run: optax_meta.constant())
 
 
-def judge(folder=None, progress=None, **contenders):
+NUMBERS = {"learning_rates": [1e-3, 0.1], "horizons": [5, 9], "seeds": 2, "oracle_seeds": 1}
+
+
+def judge(folder=None, progress=None, numbers=NUMBERS, **contenders):
     return protocol.judge(
         [tasks.quadratic(dim=2)],
         contenders or {"hold": HOLD},
         {"sgd": optax.sgd},
-        learning_rates=[1e-3, 0.1],
-        horizons=[5, 9],
-        seeds=2,
-        oracle_seeds=1,
         folder=folder,
         progress=progress,
+        **numbers,
     )
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A folder of two finished cells, asked for in NumPy's numbers, and these cells."""
+    folder = tmp_path_factory.mktemp("judged")
+    numbers = {
+        "learning_rates": np.array([1e-3, 0.1]),
+        "horizons": np.array([5, 9]),
+        "seeds": np.int64(2),
+        "oracle_seeds": np.int32(1),
+    }
+    return folder, judge(folder, numbers=numbers)
+
+
+@pytest.fixture
+def folder(judged, tmp_path):
+    """A copy of that folder, to be changed."""
+    return shutil.copytree(judged[0], tmp_path / "judged")
 
 
 def test_schedules_agree_with_optax():
@@ -48,8 +68,8 @@ def test_schedules_agree_with_optax():
     np.testing.assert_array_equal(protocol.schedule(0, 2.0, 100)(steps), 2.0)
 
 
-def test_the_oracle_is_the_best_of_the_sweep_and_scored_on_other_seeds():
-    cell = judge()[1]
+def test_the_oracle_is_the_best_of_the_sweep_and_scored_on_other_seeds(judged, folder):
+    cell = judged[1][1]
     rates = {"constant": 0}
     rates |= {name: index for index, name in enumerate(protocol.SCHEDULES)}
     again = Contender(
@@ -59,7 +79,7 @@ def test_the_oracle_is_the_best_of_the_sweep_and_scored_on_other_seeds():
             )
         )
     )
-    same = judge(again=again)[1]
+    same = judge(folder, again=again)[1]
     for losses in same["losses"]["again"]:
         np.testing.assert_allclose(losses, cell["oracle"]["losses"], rtol=1e-5)
     sweep = np.array(cell["sweep"])
@@ -72,41 +92,33 @@ def test_the_oracle_is_the_best_of_the_sweep_and_scored_on_other_seeds():
     assert not diverged.any()
 
 
-def test_what_is_done_is_not_done_again(tmp_path):
-    first, calls = judge(tmp_path), []
-    assert judge(tmp_path, calls.append) == first
+def test_what_is_done_is_not_done_again(judged, folder):
+    first, calls = judged[1], []
+    assert judge(folder, calls.append) == first
     assert calls == []
-    more = judge(tmp_path, calls.append, hold=HOLD, again=HOLD)
+    more = judge(folder, calls.append, hold=HOLD, again=HOLD)
     assert [call.rpartition(": ")[2] for call in calls] == ["again", "again"]
     assert more[0]["losses"]["again"] == first[0]["losses"]["hold"]
-    assert len(list(tmp_path.iterdir())) == 2
-    assert json.loads((tmp_path / "quadratic-sgd-5.json").read_text()) == more[0]
+    assert len(list(folder.iterdir())) == 2
+    assert json.loads((folder / "quadratic-sgd-5.json").read_text()) == more[0]
 
 
-def test_other_settings_of_a_contender_are_run_again(tmp_path):
+def test_other_settings_of_a_contender_are_run_again(folder):
     def scaled(factor):
         return Contender(lambda factory, run, factor: factory(factor * run.rate), factor)
 
     calls = []
-    one = judge(tmp_path, calls.append, mine=scaled(1.0))
-    other = judge(tmp_path, calls.append, mine=scaled(0.5))
-    assert [call.rpartition(": ")[2] for call in calls] == ["sweep", "mine"] * 2 + ["mine"] * 2
+    one = judge(folder, calls.append, mine=scaled(1.0))
+    other = judge(folder, calls.append, mine=scaled(0.5))
+    assert [call.rpartition(": ")[2] for call in calls] == ["mine"] * 4
     assert one[0]["losses"]["mine"] != other[0]["losses"]["mine"]
 
 
-def test_a_folder_of_another_setting_is_refused(tmp_path):
-    judge(tmp_path)
-    with pytest.raises(ValueError, match=r"another `learning_rates`, .* choose another folder"):
-        protocol.judge(
-            [tasks.quadratic(dim=2)],
-            {"hold": HOLD},
-            {"sgd": optax.sgd},
-            learning_rates=[1e-3],
-            horizons=[5],
-            seeds=2,
-            oracle_seeds=1,
-            folder=tmp_path,
-        )
+def test_a_folder_of_another_setting_is_refused(folder):
+    for changes in ({"learning_rates": [1e-3]}, {"seeds": 3}, {"oracle_seeds": 2}):
+        [name] = changes
+        with pytest.raises(ValueError, match=rf"another `{name}`, .* choose another folder"):
+            judge(folder, numbers={**NUMBERS, **changes})
 
 
 def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0, times=(0.5, 0.9)):
@@ -119,14 +131,13 @@ def cell(losses, oracle=(1.0, 1.0), initial=(4.0, 4.0), floor=0.0, times=(0.5, 0
     }
 
 
-def test_a_folder_of_another_version_is_refused(tmp_path):
-    judge(tmp_path)
-    finished = [(path, json.loads(path.read_text())) for path in tmp_path.glob("*.json")]
+def test_a_folder_of_another_version_is_refused(folder):
+    finished = [(path, json.loads(path.read_text())) for path in folder.glob("*.json")]
     for key in ("test_losses", "sweep", "initial", "fingerprints"):
         for path, cell in finished:
             path.write_text(json.dumps({k: v for k, v in cell.items() if k != key}))
         with pytest.raises(ValueError, match="was written by another version"):
-            judge(tmp_path, hold=HOLD, other=PLAIN)
+            judge(folder, hold=HOLD, other=PLAIN)
 
 
 @pytest.mark.parametrize("text", ["", '{"task": ', "[]", "3"])
@@ -136,25 +147,18 @@ def test_a_damaged_folder_is_refused(tmp_path, text):
         judge(tmp_path)
 
 
-def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
-    numbers = {"seeds": np.int64(2), "oracle_seeds": np.int32(1), "horizons": np.array([5])}
-    [cell] = protocol.judge(
-        [tasks.quadratic(dim=2)],
-        {"hold": HOLD},
-        {"sgd": optax.sgd},
-        learning_rates=np.array([0.5], np.float32),
-        folder=tmp_path,
-        **numbers,
-    )
-    assert cell == json.loads((tmp_path / "quadratic-sgd-5.json").read_text())
+def test_numbers_of_numpy_are_kept_as_numbers(judged):
+    folder, cells = judged
+    kept = [json.loads((folder / f"quadratic-sgd-{steps}.json").read_text()) for steps in (5, 9)]
+    assert kept == cells
 
 
 def test_settings_of_another_name_are_other_settings():
     named = [{"power": 2.0}, {"last_raise": 2.0}, (2.0,), np.float32(2.0), np.ones(1) * 2.0]
-    assert len({protocol._fingerprint(settings) for settings in named}) == len(named)
+    assert len({PLAIN._replace(settings=settings).fingerprint for settings in named}) == len(named)
 
 
-def test_ratios_are_capped_and_the_lost_are_counted():
+def test_ratios_are_capped_and_diverged_runs_are_counted():
     losses = [[2.0, float("nan")], [5.0, 1e-9]]
     ratio, diverged = protocol.ratios(cell({"a": losses}), "a")
     np.testing.assert_allclose(ratio, [[2.0, 10.0], [10.0, 0.1]])
@@ -175,11 +179,11 @@ def test_scores():
     assert good.time_to_oracle == 0.9
     assert bad.diverged == 0.25
     assert bad.cells == 4
-    lost = cell({"good": [[1.0, 1.0]]}, oracle=(1.0, float("nan")))
-    assert protocol.score([*cells, lost])[0].cells == 4
+    excluded = cell({"good": [[1.0, 1.0]]}, oracle=(1.0, float("nan")))
+    assert protocol.score([*cells, excluded])[0].cells == 4
 
 
-def test_a_lost_run_of_the_oracle_is_no_yardstick():
+def test_a_cell_whose_oracle_diverges_is_excluded():
     huge = cell({"a": [[3.9, 3.9]]}, oracle=(1.0, 1e6))
     assert not protocol.comparable([huge])
     np.testing.assert_allclose(protocol.ratios(huge, "a")[0], 3.9 / 2.5)  # as if it ended at 4
@@ -258,39 +262,38 @@ def test_times_are_when_the_loss_of_the_oracle_is_first_reached():
     np.testing.assert_allclose(found["losses"]["mine"][0], initial * 0.25**20, rtol=1e-3)
 
 
-def test_losses_on_held_out_data_are_told_where_there_are_any():
+def test_losses_on_held_out_data_are_reported_where_there_are_any(judged):
     task = tasks.quadratic(dim=2)
 
     def evaluate(params):
         loss = task.evaluate(params)["loss"]
         return {"loss": loss, "test_loss": 3.0 * loss}
 
-    lost = Contender(lambda factory, run: factory(1e30 * run.rate))
-
-    held_out, without = protocol.judge(
-        [task._replace(evaluate=evaluate), task._replace(name="without")],
-        {"hold": HOLD, "lost": lost},
+    away = Contender(lambda factory, run: factory(1e30 * run.rate))
+    [held_out] = protocol.judge(
+        [task._replace(evaluate=evaluate)],
+        {"hold": HOLD, "away": away},
         {"sgd": optax.sgd},
         learning_rates=[0.1],
         horizons=[5],
         seeds=2,
         oracle_seeds=1,
     )
-    assert held_out["test_losses"]["lost"] == [[np.inf, np.inf]]
+    assert held_out["test_losses"]["away"] == [[np.inf, np.inf]]
     for losses, test_losses in (
         (held_out["oracle"]["losses"], held_out["oracle"]["test_losses"]),
         (held_out["losses"]["hold"], held_out["test_losses"]["hold"]),
     ):
         np.testing.assert_allclose(test_losses, 3.0 * np.array(losses), rtol=1e-6)
-    assert without["test_losses"]["hold"] == [[None, None]]
+    assert judged[1][0]["test_losses"]["hold"] == [[None, None]] * 2
 
 
-def test_a_method_for_one_optimizer_runs_there_alone():
+def test_a_method_for_one_optimizer_runs_there_alone(folder):
     only = HOLD._replace(optimizers=("adamw",))
-    assert list(judge(hold=HOLD, only=only)[0]["losses"]) == ["hold"]
+    assert list(judge(folder, hold=HOLD, only=only)[0]["losses"]) == ["hold"]
 
 
-def test_contenders_that_differ_in_their_settings_share_a_program():
+def test_contenders_that_differ_in_their_settings_share_a_program(folder):
     traces = []
 
     def make(factory, run, factor):
@@ -298,7 +301,7 @@ def test_contenders_that_differ_in_their_settings_share_a_program():
         return factory(learning_rate=factor * run.rate)
 
     once = Contender(make, settings=1.0)
-    cells = judge(once=once, tenfold=once._replace(settings=10.0), same=PLAIN)
+    cells = judge(folder, once=once, tenfold=once._replace(settings=10.0), same=PLAIN)
     assert len(traces) == 1
     for cell in cells:
         losses = cell["losses"]
@@ -306,7 +309,7 @@ def test_contenders_that_differ_in_their_settings_share_a_program():
         assert np.all(np.array(losses["tenfold"]) < losses["once"])
 
 
-def test_the_best_single_schedule_is_that_of_the_lowest_mean_ratio():
+def test_the_best_single_schedule_is_that_of_the_lowest_mean_ratio(judged):
     sweep = np.full((3, 13), 5.0)
     sweep[0, 3], sweep[1, 7], sweep[2, 9] = 1.0, 4.0, 2.0
     other = np.full((3, 13), 5.0)
@@ -314,7 +317,7 @@ def test_the_best_single_schedule_is_that_of_the_lowest_mean_ratio():
     cells = [{"sweep": sweep.tolist(), "floor": 0.0}, {"sweep": other.tolist(), "floor": 0.0}]
     assert protocol.best_single(cells) == ("cosine", protocol.SWEEP_RATES[9])
     assert protocol.best_single(cells[:1]) == ("constant", protocol.SWEEP_RATES[3])
-    assert np.shape(judge()[0]["sweep"]) == (3, 13)
+    assert np.shape(judged[1][0]["sweep"]) == (3, 13)
 
 
 def test_recovery_from_a_switch_of_the_data():
@@ -342,8 +345,8 @@ def test_recovery_from_a_switch_of_the_data():
 def test_every_baseline_of_the_benchmark_trains(name):
     contender = benchmark.BASELINES[name]
     [only] = contender.optimizers or ("adamw",)
-    told = protocol.Run(jnp.float32(1e-2), jnp.int32(20), jnp.uint32(0))
-    tx = contender.transformation(benchmark.OPTIMIZERS[only], told)
+    run = protocol.Run(jnp.float32(1e-2), jnp.int32(20), jnp.uint32(0))
+    tx = contender.transformation(benchmark.OPTIMIZERS[only], run)
 
     @jax.jit
     def train():
@@ -365,7 +368,7 @@ def test_a_policy_trained_anew_or_inside_other_wrappers_is_run_again():
     changed = frozen.changed(policy, {"trust_region.max_ratio": 0.1})
     rewrapped = policy._replace(wrappers=dict(reversed(policy.wrappers.items())))
     others = changed, rewrapped, policy._replace(dense_steps=10), frozen.holding(policy)
-    prints = {protocol._fingerprint(frozen.contender(p).settings) for p in (policy, *others)}
+    prints = {frozen.contender(p).fingerprint for p in (policy, *others)}
     assert len(prints) == 5
 
 
@@ -383,7 +386,7 @@ def test_variants_of_numbers_share_a_program():
     change = {"annealed.power": 1.5, "calibrated.total_decay": 1.0}
     policy = optax_meta.load_policy("any-lr-v1")
     same, other = wrappers.contenders(policy, {"as it is": {}, "other": change}).values()
-    assert protocol._program(same) == protocol._program(other)
+    assert same.program == other.program
     assert jax.tree.structure(same.settings) == jax.tree.structure(other.settings)
     with pytest.raises(ValueError, match="`power` must be a number ≥ 0, got -1"):
         wrappers.contenders(policy, {"wrong": {"annealed.power": -1.0}})

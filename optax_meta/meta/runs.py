@@ -4,19 +4,20 @@ Needs the extra `meta`: Orbax for checkpoints, tensorboardX for logs that Tensor
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from optax_meta import actions, observations, writers
 from optax_meta.base import check_whole
 from optax_meta.checkpoints import load_policy
 from optax_meta.meta.families import FAMILIES, OVERFITTED
-from optax_meta.meta.training import MetaTrainer, meta_trainer
+from optax_meta.meta.training import MetaState, MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, Wrappers, init_policy
 from optax_meta.writers import Writer
 
@@ -37,14 +38,15 @@ _USED_INSIDE: Wrappers = {
 }
 
 
-def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
+def any_lr(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
     """Build the meta-trainer that `any-lr-v1` comes from: the learning rate of any optimizer.
 
-    It learns where one update may move the parameters by a twentieth of their norm and a held rate
-    falls linearly. It is used with a margin, since a policy leans on the bound that it learns
-    under, and since what chance has taught it late in a run costs more than it brings: moves that
-    momentum carries on may be shorter, those of runs below 1000 steps longer, the fall is steeper,
-    and in the last four tenths of a run, later in a short one, no rate is raised any more.
+    It learns where one update may move the parameters by a twentieth of their norm and a rate that
+    is left alone falls linearly. It is used with a margin, since a policy leans on the bound that
+    it learns under, and since what chance has taught it late in a run costs more than it brings:
+    moves that momentum carries on may be shorter, those of runs below 1000 steps longer, the fall
+    is steeper, and in the last four tenths of a run, later in a short one, no rate is raised any
+    more.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
@@ -67,6 +69,7 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
         hold_probability=0.7,
     )
     families = [make() for make in FAMILIES.values()]
+    # Training loss as reward teaches fast, but favours rates that fall too early: at first only.
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
     trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
     return trainer._replace(
@@ -74,7 +77,7 @@ def any_lr(mesh: Any = None, **options: Any) -> MetaTrainer:
     )
 
 
-def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
+def adamw_lr_wd(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
     """Build the meta-trainer of `adamw-lr-wd-v1`: learning rate and weight decay of AdamW.
 
     It starts from the shipped `any-lr-v1`, which chooses the rate already, and learns from the loss
@@ -105,6 +108,7 @@ def adamw_lr_wd(mesh: Any = None, **options: Any) -> MetaTrainer:
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))
     families = [make() for make in OVERFITTED.values()]
+    # None of it here: training loss does not foretell the loss on fresh data.
     defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 0}
     return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
@@ -113,6 +117,7 @@ def _widened(source: Any, target: Any) -> Any:
     """Put smaller arrays in the first rows and columns of larger ones; zeros for further inputs."""
 
     def widen(path: Any, small: jax.Array, large: jax.Array) -> jax.Array:
+        # Further inputs must change nothing at first.
         is_first = "Dense_0" in jax.tree_util.keystr(path)
         large = jnp.zeros_like(large) if is_first else large
         return large.at[tuple(slice(size) for size in small.shape)].set(small)
@@ -158,35 +163,43 @@ def train(
     import orbax.checkpoint as ocp
 
     check_whole("updates", updates)
-    given, folder = folder, folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    state = trainer.init(seed)
+    absolute = folder.absolute()  # as Orbax wants it
+    absolute.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
-        latest = manager.latest_step()
-        if latest is not None:
-            if latest > updates:
-                raise ValueError(
-                    f"`{given}` holds {latest} updates, more than the {updates} asked for: "
-                    "ask for as many, or choose another folder"
-                )
-            state = manager.restore(latest, args=ocp.args.StandardRestore(state))
-        start, saved = time.monotonic(), time.monotonic()
-        steps_before = float(state.num_inner_steps)
-        with _log(folder) as log:
-            while int(state.step) < updates:
-                state, info = trainer.update(state)
-                done, now = int(state.step), time.monotonic()
-                rate = (float(state.num_inner_steps) - steps_before) / (now - start)
-                info |= {"inner_steps": float(state.num_inner_steps)}
-                info |= {"inner_steps_per_second": rate}
-                log.put([{"update": done, **info}])
+    with ocp.CheckpointManager(absolute / "checkpoints", options=options) as manager:
+        latest = manager.latest_step() or 0
+        if latest > updates:
+            raise ValueError(
+                f"`{folder}` holds {latest} updates, more than the {updates} asked for: "
+                "ask for as many, or choose another folder"
+            )
+        state = begin = trainer.init(seed)
+        if latest:
+            state = begin = manager.restore(latest, args=ocp.args.StandardRestore(begin))
+        saved = time.monotonic()
+        with _log(absolute) as log:
+            for state, row in _updates(trainer, begin, updates):
+                done = int(state.step)
+                log.put([{"update": done, **row}])
                 if progress is not None:
-                    progress(done, info)
-                if _agree(now - saved > save_seconds) or done == updates:
+                    progress(done, row)
+                if _agree(time.monotonic() - saved > save_seconds) or done == updates:
                     manager.save(done, args=ocp.args.StandardSave(state))
-                    saved = now
+                    saved = time.monotonic()
     return trainer.policy(state)
+
+
+def _updates(
+    trainer: MetaTrainer, state: MetaState, updates: int
+) -> Iterator[tuple[MetaState, dict[str, float]]]:
+    """Yield state and what is reported after each update up to a number of them."""
+    start, steps_before = time.monotonic(), float(state.num_inner_steps)
+    while int(state.step) < updates:
+        state, info = trainer.update(state)
+        num_steps, seconds = float(state.num_inner_steps), time.monotonic() - start
+        info |= {"inner_steps": num_steps}
+        info |= {"inner_steps_per_second": (num_steps - steps_before) / seconds}
+        yield state, info
 
 
 def _agree(is_due: bool) -> bool:  # noqa: FBT001
