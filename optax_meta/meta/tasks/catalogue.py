@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from optax_meta.meta.tasks.bowls import quadratic
 from optax_meta.meta.tasks.images import digits, digits_conv
+from optax_meta.meta.tasks.quadratics import quadratic
 from optax_meta.meta.tasks.task import Task
 
 TASKS: dict[str, Callable[[], Task]] = {

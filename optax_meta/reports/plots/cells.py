@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optax_meta.meta import protocol
-from optax_meta.reports.plots.look import axes_or_new, band, legend, line_style, plain_ticks
+from optax_meta.reports.plots.style import axes_or_new, band, legend, line_style, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

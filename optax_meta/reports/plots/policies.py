@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from optax_meta.recording import Record
-from optax_meta.reports.plots.look import COLORS, axes_or_new
+from optax_meta.reports.plots.style import COLORS, axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ import numpy as np
 
 from optax_meta.recording import Record
 from optax_meta.reports import curves
-from optax_meta.reports.plots.look import (
+from optax_meta.reports.plots.style import (
     COLORS,
     axes_or_new,
     band,
