@@ -206,3 +206,29 @@ def test_optax_on_eight_devices(controller):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+# Their updates are scaled to a size of their own, from which a rate tells little of a move.
+SELF_SCALED = {"adadelta", "lamb", "lars"}
+
+
+def convergence_cases():
+    """Yield Optax's tests of convergence of optimizers that have a weight decay, too."""
+    cls = alias_test.AliasTest
+    for name in dir(cls):
+        if name.rstrip("0123456789") == "test_optimization":
+            _, found = parts(cls, name)
+            factory = getattr(optax, found["opt_name"])
+            is_steered = "weight_decay" in inspect.signature(factory).parameters
+            if is_steered and found["opt_name"] not in SELF_SCALED:
+                is_shown = (found["opt_name"], found["dtype"]) == ("adamw", jax.numpy.float32)
+                is_shown = is_shown and "rosenbrock" in found["target"].__name__
+                marks = [] if is_shown else [pytest.mark.heavy]
+                yield pytest.param(name, marks=marks, id=f"{name}-{found['opt_name']}")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", list(convergence_cases()))
+def test_a_policy_that_knows_nothing_lets_optimizers_converge(name, monkeypatch):
+    swap(monkeypatch, alias_test, optax_meta.reinforce)
+    run(alias_test.AliasTest, name)
