@@ -325,14 +325,14 @@ def overhead_bytes() -> str:
         x
         for name in CONTROLLERS
         for key, x in rows[name].items()
-        if key.startswith("bytes_per_param")
+        if key.startswith(("bytes_in_", "bytes_of_transformer"))
     ]
     return f"{min(found):.1f} to {max(found):.1f}"
 
 
 def bytes_of(method: str) -> str:
     """Return the bytes a parameter and step of one method, for a sentence."""
-    return f"{read('overhead')['rows'][method]['bytes_per_param']:.0f}"
+    return f"{read('overhead')['rows'][method]['bytes_in_10']:.0f}"
 
 
 def overhead_state() -> str:
