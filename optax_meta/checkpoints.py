@@ -156,7 +156,10 @@ def as_policy(policy: Policy | str | os.PathLike[str]) -> Policy:
     """
     if isinstance(policy, (str, os.PathLike)):
         return load_policy(policy)
-    check_policy(policy)
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"`policy` must be a Policy, a name or a path, got {type(policy).__name__}"
+        )
     return policy
 
 

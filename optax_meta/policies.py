@@ -185,11 +185,12 @@ def check_policy(policy: Any) -> None:
 
     >>> check_policy(optax_meta.plateau())
     Traceback (most recent call last):
-    ValueError: `policy` must be a Policy, a name or a path, got Controller
+    ValueError: `policy` must be a Policy, got Controller: read one with `load_policy(…)`
     """
     if not isinstance(policy, Policy):
         raise ValueError(
-            f"`policy` must be a Policy, a name or a path, got {type(policy).__name__}"
+            f"`policy` must be a Policy, got {type(policy).__name__}: read one with "
+            "`load_policy(…)`"
         )
 
 

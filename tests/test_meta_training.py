@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 import optax_meta
 from optax_meta import actions, cli, families, observations, tasks
-from optax_meta.meta import learning
+from optax_meta.meta import folder, learning
 from optax_meta.meta import runs as meta_runs
 from optax_meta.meta import training as meta_training
 
@@ -444,10 +444,10 @@ def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_changed(learner):
 
 def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
     settings = {"recipe": "any-lr-v1", "learner": "reinforce", "groups": 16, "rollouts": 8}
-    cli._same_run(tmp_path, {**settings, "seed": 0}, write=False)
+    folder.claim(tmp_path, {**settings, "seed": 0}, write=False)
     assert not list(tmp_path.iterdir())
     for _ in range(2):
-        cli._same_run(tmp_path, {**settings, "seed": 0}, write=True)
+        folder.claim(tmp_path, {**settings, "seed": 0}, write=True)
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     assert cli.main(["meta-train", "--groups", "2", "--out", str(tmp_path)]) == 2
     assert "holds a run with --groups 16: go on" in capsys.readouterr().err
