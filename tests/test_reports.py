@@ -103,7 +103,7 @@ def test_a_single_run_and_its_truncated_last_line(folder, tmp_path):
     assert cli.main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     check_page(page)
-    assert set(charts_of(page)) == {"loss", "learning_rate"}
+    assert set(charts_of(page)) == {"loss", "learning_rate", "weight_decay"}
     assert "<h2>Ranking" not in page
 
 
@@ -121,7 +121,7 @@ def test_a_running_meta_training(log, tmp_path):
     ("files", "message"),
     [
         ({}, "must hold results.json"),
-        ({"a.jsonl": "{}\n", "b.jsonl": "{}\n"}, "nor one file of step rows, but 2 *.jsonl"),
+        ({"a.jsonl": "{}\n", "b.jsonl": "{}\n"}, "or one file of step rows, got 2 *.jsonl"),
         ({"a.jsonl": "{}\n"}, "a row of steps needs at least step, decided, and value or loss"),
         ({"a.jsonl": ""}, "holds no complete row yet"),
         ({"a.jsonl": "{\n{}\n"}, "line 1 of"),

@@ -84,7 +84,7 @@ def read_comparison(folder: Path) -> Comparison:
         >>> from pathlib import Path
         >>> optax_meta.reports.files.read_comparison(Path("/proc"))
         Traceback (most recent call last):
-        ValueError: `/proc` is no complete folder of this version's `optax-meta compare`: ...
+        ValueError: `/proc` must be a complete folder of this version's `optax-meta compare`: ...
     """
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
