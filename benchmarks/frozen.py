@@ -12,7 +12,7 @@ import jax
 
 import optax_meta
 from optax_meta import protocol
-from optax_meta.base import Number
+from optax_meta.checks import Number
 from optax_meta.controllers.wrapping import WRAPPERS
 from optax_meta.meta.protocol import Contender
 

@@ -26,7 +26,7 @@ from optax_meta import actions
 from optax_meta.actions import ActionSpace
 from optax_meta.base import Encoder
 from optax_meta.controllers.constant import constant
-from optax_meta.controllers.wrapping import wrapped
+from optax_meta.controllers.wrapping import OPTIONS, wrapped
 from optax_meta.observations import ENCODERS
 from optax_meta.policies import Policy, PolicyNetwork, Wrappers, check_policy, init_policy
 
@@ -310,12 +310,16 @@ def _action_space(card: dict[str, Any]) -> ActionSpace:
 def _wrappers(card: list[dict[str, Any]]) -> Wrappers:
     wrappers = {}
     for entry in card:
-        options = {k: math.inf if v is None else v for k, v in entry.items() if k != "name"}
+        name = entry["name"]
+        options = {k: v for k, v in entry.items() if k != "name"}
+        if name in wrappers or name not in OPTIONS:
+            raise ValueError(f"its wrappers must be {', '.join(OPTIONS)}, each once, got {name!r}")
+        # JSON has no infinity: null stands for it, where it is what turns a number off.
+        off = [k for k, v in options.items() if v is None and OPTIONS[name].get(k) == math.inf]
+        options |= dict.fromkeys(off, math.inf)
         if large := [k for k, v in options.items() if isinstance(v, int) and v > _LARGEST_COUNT]:
-            raise ValueError(
-                f"the `{large[0]}` of `{entry['name']}` must be at most {_LARGEST_COUNT}"
-            )
-        wrappers[entry["name"]] = options
+            raise ValueError(f"the `{large[0]}` of `{name}` must be at most {_LARGEST_COUNT}")
+        wrappers[name] = options
     return wrappers
 
 

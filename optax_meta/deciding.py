@@ -170,8 +170,8 @@ def is_own(controller: Controller, state: ControlState) -> bool:
     if set(state.hyperparams) != set(controller.hyperparams):
         return False
 
-    def shapes(tree: Tree) -> Tree:
-        return jax.tree.map(jnp.shape, tree)
+    def shapes(tree: Tree) -> object:
+        return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
     own = jax.eval_shape(controller.init, dict(state.hyperparams))
     sampled = [jnp.shape(leaf)[:-1] for leaf in jax.tree.leaves(state.last_samples)]

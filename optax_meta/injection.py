@@ -15,6 +15,7 @@ import optax
 from jax.core import Tracer
 
 from optax_meta.base import Controller, Hyperparams
+from optax_meta.checks import is_number
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -99,13 +100,14 @@ def _bind(
     kwargs: Mapping[str, Any],
 ) -> inspect.BoundArguments:
     try:
-        given = signature.bind_partial(*args, **kwargs).arguments
-        forgotten = {
+        bound = signature.bind_partial(*args, **kwargs)
+        bound.arguments |= {
             name: value
             for name, value in controller.default_start.items()
-            if name not in given and _is_required(signature, name)
+            if name not in bound.arguments and _needs_value(signature, name)
         }
-        bound = signature.bind(*args, **{**forgotten, **kwargs})
+        # So that what is still missing is named.
+        signature.bind(*bound.args, **bound.kwargs)
     except TypeError as error:
         names = ", ".join(signature.parameters)
         wrong = [name for name in kwargs if name not in signature.parameters]
@@ -115,15 +117,16 @@ def _bind(
     return bound
 
 
-def _is_required(signature: inspect.Signature, name: str) -> bool:
+def _needs_value(signature: inspect.Signature, name: str) -> bool:
+    """Tell whether an argument has no default, or one that is no number, as in Adafactor."""
     parameter = signature.parameters.get(name)
-    return parameter is not None and parameter.default is inspect.Parameter.empty
+    return parameter is not None and not is_number(parameter.default)
 
 
 def _start(factory: Factory, controller: Controller, values: Mapping[str, Any], name: str) -> Any:
     """Return the value that a steered hyperparameter starts from."""
     if name not in values:
-        numeric = [k for k, v in values.items() if _is_number(v)] or ["none"]
+        numeric = [k for k, v in values.items() if is_number(v)] or ["none"]
         raise ValueError(
             f"the controller steers `{name}`, which `{_name(factory)}` does not have; its "
             f"hyperparameters are: {', '.join(numeric)}. Choose another optimizer, in a function "
@@ -131,7 +134,7 @@ def _start(factory: Factory, controller: Controller, values: Mapping[str, Any], 
             "`reinforce`: `action_space=optax_meta.actions.learning_rate()`)"
         )
     value = values[name]
-    if not _is_number(value) or jnp.shape(value) != ():
+    if not is_number(value) or jnp.shape(value) != ():
         what = repr(value)
         if callable(value):
             what = "a schedule: pass its peak, and let `warmup` or `join` do what it did"
@@ -150,10 +153,3 @@ def _start(factory: Factory, controller: Controller, values: Mapping[str, Any], 
 
 def _name(factory: Factory) -> str:
     return getattr(factory, "__name__", "the optimizer")
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or callable(value):
-        return False
-    dtype = getattr(value, "dtype", None)
-    return isinstance(value, (int, float)) if dtype is None else jnp.issubdtype(dtype, jnp.number)

@@ -15,17 +15,8 @@ import optax
 
 from optax_meta import actions, observations
 from optax_meta.actions import ActionSpace
-from optax_meta.base import (
-    Controller,
-    ControllerInit,
-    ControllerUpdate,
-    Encoder,
-    Hyperparams,
-    Number,
-    Tree,
-    check_interval,
-    check_whole,
-)
+from optax_meta.base import Controller, ControllerInit, ControllerUpdate, Encoder, Hyperparams, Tree
+from optax_meta.checks import Number, check_interval, check_whole
 from optax_meta.metrics import Metrics
 
 Start = Literal["hold", "uniform"]

@@ -1,7 +1,6 @@
 """The state of a controlled optimizer: what it is made of, how to read, change and restore it."""
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,9 @@ import numpy as np
 from jax.core import Tracer
 
 from optax_meta.base import Hyperparams, State, Tree
+from optax_meta.checks import is_number
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class ControlState(NamedTuple):
@@ -287,10 +289,9 @@ def _full_name(label: str, name: str) -> str:
 
 
 def _check_value(name: str, value: Any) -> None:
-    is_number = jnp.shape(value) == () and not isinstance(value, (str, bool))
-    is_real = is_number and not jnp.iscomplexobj(value)
-    number: Any = value
-    if not is_real or not (isinstance(value, Tracer) or math.isfinite(number)):
+    is_real = is_number(value) and jnp.shape(value) == () and not jnp.iscomplexobj(value)
+    # What float32 cannot hold would become infinite, and set nothing.
+    if not is_real or not (isinstance(value, Tracer) or abs(float(value)) <= _LARGEST):
         raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
 
 

@@ -44,8 +44,8 @@ class TrainState(train_state.TrainState):
         # Told by the signature: `optax.MultiSteps` is no `GradientTransformationExtraArgs`.
         takes = inspect.signature(self.tx.update).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-        told = {"value": value, "cost": cost}
-        told = {k: v for k, v in told.items() if v is not None and (takes_any or k in takes)}
-        told_tx = optax.GradientTransformation(self.tx.init, partial(self.tx.update, **told))
-        state: Any = super(TrainState, self.replace(tx=told_tx))
+        passed = {"value": value, "cost": cost}
+        passed = {k: v for k, v in passed.items() if v is not None and (takes_any or k in takes)}
+        bound_tx = optax.GradientTransformation(self.tx.init, partial(self.tx.update, **passed))
+        state: Any = super(TrainState, self.replace(tx=bound_tx))
         return state.apply_gradients(grads=grads, **kwargs).replace(tx=self.tx)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_meta import guards, measuring, metrics
-from optax_meta.base import Controller, Hyperparams, State, check_interval, is_set
+from optax_meta.base import Controller, Hyperparams, State
+from optax_meta.checks import check_interval, is_set
 from optax_meta.deciding import FOREIGN, decide_if_due, is_own, is_static
 from optax_meta.injection import Factory, Injection, first_values, split
 from optax_meta.metrics import Statistics

@@ -189,6 +189,10 @@ def test_set_inside_an_nnx_optimizer(wrap):
         ({"learning_rate": "0.1"}, "`learning_rate` must be a finite real scalar, got '0.1'"),
         ({"learning_rate": jnp.ones(2)}, "`learning_rate` must be a finite real scalar"),
         ({"learning_rate": 1j}, "`learning_rate` must be a finite real scalar"),
+        ({"learning_rate": 1e39}, "`learning_rate` must be a finite real scalar, got 1e"),
+        ({"learning_rate": None}, "`learning_rate` must be a finite real scalar, got None"),
+        ({"learning_rate": {}}, "`learning_rate` must be a finite real scalar"),
+        ({"learning_rate": jax.random.key(0)}, "`learning_rate` must be a finite real scalar"),
     ],
 )
 def test_what_cannot_be_set(values, message):

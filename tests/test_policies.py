@@ -218,6 +218,9 @@ def test_a_card_without_a_key_is_refused(folder, key):
         ("wrapper", {"probe_rate": 10**400}),
         ("wrapper", {"max_growth": 2.0}),
         ("wrapper", {"name": "os.system"}),
+        ("wrapper", {"name": "annealed"}),  # there already
+        ("wrapper", {"steps": None}),
+        ("wrapper", {"total_steps": 5}),
         ("move", {"amounts": [-2.0, 1.0, 2.0]}),
         ("move", {"amounts": [0.5, 1.0, 1e300]}),
         ("move", {"kind": "set"}),

@@ -11,7 +11,7 @@ from optax_meta.meta import evaluation, runs
 
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
-    {"lazy", "metrics", "policy_gradient", "train_state"},
+    {"lazy", "metrics", "checks", "policy_gradient", "train_state"},
     {"base", "measuring"},
     {"observations", "actions", "rewards", "guards", "injection", "state"},
     {"deciding"},

@@ -605,6 +605,16 @@ def test_one_line_by_name_and_without_a_start(make, wrap):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.parametrize(
+    "factory", [optax.adafactor, lambda learning_rate, /: optax.sgd(learning_rate)]
+)
+def test_any_factory_can_do_without_a_start(factory):
+    tx = control_hyperparams(factory, optax_meta.learned("any-lr-v1"))()
+    assert float(optax_meta.hyperparams(tx.init(PARAMS))["learning_rate"]) == np.float32(1e-3)
+    within = optax_meta.calibrated(optax_meta.hypergradient(bounds=(0.01, 1.0)))
+    control_hyperparams(factory, within)()
+
+
 def test_a_policy_by_its_path(tmp_path):
     optax_meta.save_policy(optax_meta.load_policy("any-lr-v1"), tmp_path / "mine.policy")
     assert optax_meta.learned(tmp_path / "mine.policy").num_decisions(100) > 0

@@ -507,6 +507,99 @@ def test_wrappers_may_be_traced():
     assert traced[0, -1] > traced[1, -1]
 
 
+def test_stages_are_calibrated_at_each_of_the_first_steps():
+    ten = optax_meta.reinforce(wrappers={}, action_space=SPACE, start="uniform")
+    stages = optax_meta.join([ten, optax_meta.constant()], [500])
+    controller = calibrated(stages, target_ratio=1e-2)
+    assert [controller.next_due(t) for t in (-1, 0, 6, 7, 10, 499)] == [0, 1, 7, 10, 20, 500]
+    tx = optax_meta.control_hyperparams(optax.adam, controller)()
+    _, state, _ = run_values(tx, [1.0] * 9)
+    assert optax_meta.hyperparams(state)["learning_rate"] > 1e-3
+
+
+def test_bounds_are_no_hand():
+    """A value that the bounds lift is not one that somebody set."""
+    controller = trust_region(optax_meta.plateau(min_value=0.08), max_ratio=0.01)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(0.1)
+    grads = jnp.array([1e-2] * 5 + [1e3] + [1e-2] * 30)
+    rows, _, _ = run_values(tx, jnp.linspace(2.0, 1.0, grads.size), grads)
+    rate = np.asarray(rows.hyperparams["learning_rate"])
+    assert rate.min() == pytest.approx(0.08)
+    assert rate[-1] == pytest.approx(0.1)
+
+
+def test_a_stage_knows_the_length_of_what_is_left(metrics):
+    observed = []
+
+    def see(metrics, state, hyperparams):
+        observed.append((float(metrics.shortness), float(metrics.progress)))
+        return hyperparams, state
+
+    stages = [optax_meta.warmup(5), optax_meta.Controller(lambda _: (), see)]
+    joined = annealed(optax_meta.join(stages, [5]), total_steps=1005)
+    rate = {"learning_rate": jnp.float32(1.0)}
+    state = joined.init(rate)
+    for step in (5, 105, 505, 1005):
+        joined.update(metrics(step=step, progress=step / 1005), state, rate)
+    np.testing.assert_allclose(
+        observed, [(0.0, 0.0), (1.0, 0.1), (1.0, 0.5), (1.0, 1.0)], rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("start", [-1e-3, 1e-3])
+def test_values_below_zero_are_clipped_alike(start):
+    def factory(learning_rate):
+        return optax.scale(learning_rate)
+
+    controller = trust_region(optax_meta.constant(), max_ratio=0.01)
+    tx = optax_meta.control_hyperparams(factory, controller)(start)
+    rows, _, _ = run_values(tx, [1.0] * 20, [1.0] * 5 + [100.0] * 15)
+    rate = np.asarray(rows.hyperparams["learning_rate"]) / start
+    np.testing.assert_allclose(rate[:6], 1.0, rtol=1e-6)
+    assert 0.0 < rate[-1] < 0.5
+
+
+def test_what_was_zero_is_gone_on_from_as_well():
+    controller = annealed(
+        optax_meta.constant(hyperparams=["weight_decay"]), total_steps=10, hyperparam="weight_decay"
+    )
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-3, weight_decay=0.0)
+    x = jnp.ones(2)
+    state = tx.init(x)
+    for _ in range(5):
+        _, state = tx.update(x, state, x, value=1.0)
+    state = optax_meta.set_hyperparams(state, weight_decay=0.3)
+    _, state = tx.update(x, state, x, value=1.0)
+    expected = 0.3 / 0.6 * 0.5  # set at the fifth step's factor, used at the sixth's
+    np.testing.assert_allclose(optax_meta.hyperparams(state)["weight_decay"], expected, rtol=1e-6)
+
+
+def test_a_state_of_the_same_shapes_from_another_order_is_refused():
+    first, second = (
+        annealed(trust_region(optax_meta.plateau()), total_steps=9),
+        trust_region(annealed(optax_meta.plateau(), total_steps=9)),
+    )
+    txs = [optax_meta.control_hyperparams(optax.sgd, c)(0.1) for c in (first, second)]
+    x = jnp.ones(2)
+    with pytest.raises(ValueError, match="that of another controller"):
+        optax_meta.decide(second, txs[0].init(x), value=1.0)
+
+
+def test_after_the_end_nothing_is_calibrated():
+    inside = raising(policy(**calibrating(), num_decisions=5))
+    rows, _, _ = train(inside, 1e-3, steps=6, total_steps=2)
+    rate = np.asarray(rows.hyperparams["learning_rate"])
+    np.testing.assert_array_equal(rate[2:], rate[1])
+
+
+def test_a_rate_stays_within_the_span_of_the_calibrated_one():
+    asks = raising(policy(**calibrating(span=4.0), dense_steps=30))
+    rate = train(asks, 1e-3, steps=30)[0].hyperparams["learning_rate"]
+    np.testing.assert_allclose(rate[-10:] / rate[-1], 1.0)
+    free = train(raising(policy(**calibrating(), dense_steps=30)), 1e-3, steps=30)[0]
+    assert free.hyperparams["learning_rate"][-1] > 100.0 * rate[-1]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -520,6 +613,11 @@ def test_wrappers_may_be_traced():
         (lambda c: calibrated(optax_meta.constant(hyperparams=["b1"])), "acts on `learning_rate`"),
         (lambda c: trust_region(c, max_ratio="5%"), "`max_ratio` must be a number ≥ 0, got '5%'"),
         (lambda c: trust_region(c, max_growth=0.5), "`max_growth` must be a number ≥ 1, got 0.5"),
+        (lambda c: calibrated(calibrated(c)), "is not calibrated yet: use it once"),
+        (lambda c: calibrated(c, span=0.5), "`span` must be a number ≥ 1, got 0.5"),
+        (lambda c: wrapped(c, ["annealed"]), "`wrappers` must be arguments by name"),
+        (lambda c: wrapped(c, {"annealed": 2.0}), "`wrappers` must be arguments by name"),
+        (lambda c: wrapped(c, {"annealed": {"total_steps": 3}}), "no argument `total_steps`"),
         (lambda c: wrapped(c, {"anneal": {}}), "unknown wrapper 'anneal': choose from calibrated"),
         (lambda c: wrapped(c, {"annealed": {"fall": 1}}), "has no argument `fall`: choose from"),
     ],

@@ -7,16 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import (
-    Controller,
-    Hyperparams,
-    Number,
-    State,
-    check_number,
-    check_whole,
-    check_wrapped,
-    is_set,
-)
+from optax_meta.base import Controller, Hyperparams, State, check_wrapped
+from optax_meta.checks import Number, check_number, check_whole, is_set
 from optax_meta.metrics import Metrics
 
 
@@ -24,7 +16,7 @@ class AnnealedState(NamedTuple):
     """State of `annealed`.
 
     Attributes:
-        values: the controller's own value, and what the optimizer was given for it; float[2].
+        values: the controller's own value, what was returned for it, and by which factor; float[3].
         controller_state: what the controller carries.
     """
 
@@ -113,17 +105,17 @@ def _length(known: Number | None, total_steps: Number | None) -> Number | None:
 
 def _init(setting: _Annealing, hyperparams: Hyperparams) -> AnnealedState:
     start = hyperparams[setting.hyperparam]
-    return AnnealedState(jnp.stack([start, start]), setting.controller.init(hyperparams))
+    values = jnp.stack([start, start, jnp.ones_like(start)])
+    return AnnealedState(values, setting.controller.init(hyperparams))
 
 
 def _update(
     setting: _Annealing, metrics: Metrics, state: AnnealedState, hyperparams: Hyperparams
 ) -> tuple[Hyperparams, AnnealedState]:
     name, controller = setting.hyperparam, setting.controller
-    given, (own, returned) = hyperparams[name], state.values
+    given, (own, returned, factor) = hyperparams[name], state.values
     # A bit that differs from what was returned is somebody else's change.
-    share = given / jnp.where(returned > 0.0, returned, 1.0)
-    changed = jnp.where(returned > 0.0, own * share, given)
+    changed = given / jnp.where(factor > 0.0, factor, 1.0)
     own = jnp.where(given == returned, own, changed)
     wanted, controller_state = controller.update(
         metrics, state.controller_state, {**hyperparams, name: own}
@@ -136,7 +128,7 @@ def _update(
     value = controller.keep_in_bounds(name, given, new * factor)
     falling = {**wanted, name: value}
     kept = {k: jnp.where(metrics.is_over, hyperparams[k], v) for k, v in falling.items()}
-    values = jnp.where(metrics.is_over, jnp.stack([own, given]), jnp.stack([new, value]))
+    values = jnp.where(metrics.is_over, state.values, jnp.stack([new, value, factor]))
     return kept, AnnealedState(values, controller_state)
 
 

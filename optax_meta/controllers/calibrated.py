@@ -7,16 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import (
-    Controller,
-    Hyperparams,
-    Number,
-    State,
-    check_number,
-    check_whole,
-    check_wrapped,
-    is_set,
-)
+from optax_meta.base import Controller, Hyperparams, State, check_wrapped
+from optax_meta.checks import Number, check_number, check_whole, is_set
 from optax_meta.metrics import USUAL_RATE, Metrics
 
 RATE, DECAY = "learning_rate", "weight_decay"
@@ -70,7 +62,8 @@ def calibrated(
     tells no scale, their root mean square counts as at least 0.1.
 
     Args:
-        controller: any that steers `learning_rate`.
+        controller: any that steers `learning_rate` and goes on from the rate that it is given: a
+            warm-up, which sets its own, leaves nothing to calibrate. `annealed` goes around.
         steps: how many of the first steps calibrate, ≥ 1; each is decided upon.
         target_ratio: norm of a move over norm of the parameters to calibrate to, ≥ 0.
         probe_rate: largest learning rate of the very first update, ≥ 0; it is lower still where
@@ -111,7 +104,12 @@ def calibrated(
     ):
         check_number(name, number)
     check_number("span", span, 1.0)
-    forgotten = {RATE: USUAL_RATE}
+    if RATE in controller.default_start:
+        raise ValueError(
+            "`calibrated` must go around a controller that is not calibrated yet: use it once"
+        )
+    low, high = controller.bounds.get(RATE, (0.0, math.inf))
+    forgotten = {RATE: min(max(USUAL_RATE, low), high)}
     if DECAY in controller.hyperparams and is_set(total_decay, 0.0):
         forgotten[DECAY] = _USUAL_DECAY
     setting = _Calibration(controller, steps, target_ratio, probe_rate, total_decay, span)
@@ -138,7 +136,8 @@ def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
 def _update(
     setting: _Calibration, metrics: Metrics, state: CalibratedState, hyperparams: Hyperparams
 ) -> tuple[Hyperparams, CalibratedState]:
-    given, is_early = hyperparams[RATE], _is_calibrating(setting, metrics)
+    given = hyperparams[RATE]
+    is_early = _is_calibrating(setting, metrics) & ~metrics.is_over
     lead = jnp.where(is_early, _calibrated_rate(setting, metrics, given), given)
     leading = {**hyperparams, RATE: lead, **_calibrated_decay(setting, metrics, hyperparams, lead)}
     # The rate before the first step is forgotten, so that it must not be observed either.
@@ -207,7 +206,11 @@ def _calibrated_decay(
     harmless = jnp.minimum(_as_float(decay), setting.target_ratio / rate).astype(decay.dtype)
     early = jnp.where(is_near, harmless, decay)
     return {
-        DECAY: jnp.where(is_first & (metrics.progress > 0.0), wanted.astype(decay.dtype), early)
+        DECAY: jnp.where(
+            is_first & (metrics.progress > 0.0) & ~metrics.is_over,
+            wanted.astype(decay.dtype),
+            early,
+        )
     }
 
 

@@ -8,7 +8,8 @@ from functools import partial, reduce
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import NEVER, Bounds, Controller, Hyperparams, Number, Step, is_set
+from optax_meta.base import NEVER, Bounds, Controller, Hyperparams, Step
+from optax_meta.checks import Number, is_set
 from optax_meta.metrics import Metrics, with_progress
 from optax_meta.recording import StagesState
 
@@ -123,9 +124,23 @@ def _next_due(controllers: Sequence[Controller], starts: Sequence[int], step: St
 def _is_dense(controllers: Sequence[Controller], starts: Sequence[int], step: Step) -> jax.Array:
     found = jnp.bool_(False)
     for controller, start in zip(controllers, starts, strict=True):
+        if controller.decision_interval == math.inf:
+            continue  # asked by `decide` alone
         mine = jnp.asarray(controller.is_dense(step - start))
         found = jnp.where(jnp.asarray(step) >= start, mine, found)
     return found
+
+
+def _since(metrics: Metrics, start: int) -> Metrics:
+    """Return the metrics with steps, and the share of the run that is over, counted from `start`.
+
+    Both together say how long the run is, so that one must not be counted without the other.
+    """
+    step = metrics.step - start
+    total = metrics.step.astype(jnp.float32) / jnp.maximum(metrics.progress, 1e-9)
+    share = step.astype(jnp.float32) / jnp.maximum(total - start, 1.0)
+    share = jnp.where(metrics.progress > 0.0, jnp.clip(share, 0.0, 1.0), metrics.progress)
+    return metrics._replace(step=step, progress=share)
 
 
 def _update(
@@ -140,8 +155,7 @@ def _update(
     new_states = []
     for controller, start, end, own in zip(controllers, starts, ends, state.stages, strict=True):
         is_in_charge = (metrics.step >= start) & (window_start < end)
-        passed = metrics._replace(step=metrics.step - start)
-        passed = with_progress(passed, controller.total_steps)
+        passed = with_progress(_since(metrics, start), controller.total_steps)
         mine = _pick(controller, hyperparams)
         changed = controller.update(passed, own, mine)
         mine, own = jax.tree.map(  # noqa: PLW2901

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams, Number, State, check_seed
+from optax_meta.base import Controller, Hyperparams, State
 from optax_meta.checkpoints import as_policy
+from optax_meta.checks import Number, check_seed
 from optax_meta.controllers.wrapping import wrapped
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, Wrappers, draw

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_meta.base import Controller, Hyperparams, check_whole
+from optax_meta.base import Controller, Hyperparams
+from optax_meta.checks import check_whole
 from optax_meta.metrics import Metrics
 
 # Finite, since an infinity in the state would trip `jax_debug_infs`.

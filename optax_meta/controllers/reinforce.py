@@ -12,17 +12,9 @@ from jax.flatten_util import ravel_pytree
 
 from optax_meta import policy_gradient, rewards
 from optax_meta.actions import ActionSpace
-from optax_meta.base import (
-    Controller,
-    Encoder,
-    Hyperparams,
-    Number,
-    State,
-    Tree,
-    check_seed,
-    check_whole,
-)
+from optax_meta.base import Controller, Encoder, Hyperparams, State, Tree
 from optax_meta.checkpoints import as_policy
+from optax_meta.checks import Number, check_seed, check_whole
 from optax_meta.controllers.wrapping import EVERY_GOOD_RUN, wrapped
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, Start, Wrappers, draw, init_policy
@@ -210,7 +202,8 @@ def extract_policy(policy: Policy | str | os.PathLike[str], controller_state: Tr
             state.
 
     Returns:
-        A `Policy`, to save or to use in `learned`.
+        A `Policy`, to save or to use in `learned`. Its wrappers are those of `policy`: where
+        `reinforce` was given others, `_replace(wrappers=…)` keeps them.
 
     Raises:
         ValueError: the state holds no policy, or one of another size.

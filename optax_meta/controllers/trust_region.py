@@ -7,15 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import (
-    Controller,
-    Hyperparams,
-    Number,
-    State,
-    check_number,
-    check_wrapped,
-    is_set,
-)
+from optax_meta.base import Controller, Hyperparams, State, check_wrapped
+from optax_meta.checks import Number, check_number, is_set
 from optax_meta.metrics import Metrics
 
 _LARGEST_JUMP = 1e3
@@ -76,7 +69,7 @@ def trust_region(
             power, ≥ 0: shorter runs have fewer updates to get there. Runs of fewer than 100 steps
             count as that long.
         persistence_power: the share is divided by ((1 + ρ)/(1 - ρ)) to this power, ≥ 0, ρ the
-            cosine of successive moves less that of move and negative gradient, held to [0, 0.95]:
+            cosine of successive moves less that of move and negative gradient, kept in [0, 0.95]:
             moves that momentum alone keeps in one direction lead further than their length tells;
             at ½ all lead as far. Moves that still go downhill are not held back.
         max_growth: gradients are scaled down to this times the mean norm that the last decision
@@ -134,7 +127,10 @@ def _update(
         metrics, state.controller_state, {**hyperparams, name: own}
     )
     new = controller.keep_in_bounds(name, own, wanted[name])
-    value = jnp.where(metrics.is_over, given, jnp.minimum(new, _bound(setting, metrics, given)))
+    # A value below zero moves the parameters the other way, and no less.
+    largest = _bound(setting, metrics, jnp.abs(given))
+    value = jnp.where(metrics.is_over, given, jnp.clip(new, -largest, largest))
+    value = controller.keep_in_bounds(name, given, value)
     values = jnp.stack([new, value])
     return {**wanted, name: value}, TrustRegionState(values, controller_state)
 
@@ -142,13 +138,13 @@ def _update(
 def _bound(setting: _Region, metrics: Metrics, given: jax.Array) -> jax.Array:
     """Return the largest value allowed, float[]."""
     used = given.astype(jnp.float32)
-    seen = used * _room(setting, metrics)
+    moved = used * _room(setting, metrics)
     # Blind, it may only rise to where a move should show: then there is something to go by.
     num_finite = metrics.num_steps - metrics.num_nonfinite
     to_show = jnp.maximum(used, metrics.visible_rate(setting.max_ratio))
     to_show = jnp.where(num_finite >= _STILL, _LARGEST_JUMP * used, to_show)
     blind = jnp.where(metrics.update_norm > 0.0, used, to_show)
-    largest = jnp.where(metrics.num_moves > 0.0, seen, blind)
+    largest = jnp.where(metrics.num_moves > 0.0, moved, blind)
     return jnp.where(metrics.saw_finite, largest, 0.5 * used).astype(given.dtype)
 
 

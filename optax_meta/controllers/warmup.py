@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams, check_whole
+from optax_meta.base import Controller, Hyperparams
+from optax_meta.checks import check_whole
 from optax_meta.controllers.join import join
 from optax_meta.controllers.plateau import plateau
 from optax_meta.metrics import Metrics

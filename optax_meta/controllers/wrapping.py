@@ -15,6 +15,12 @@ WRAPPERS: Mapping[str, Callable[..., Controller]] = {
     "trust_region": trust_region,
 }
 
+OPTIONS: Mapping[str, Mapping[str, object]] = {
+    name: {k: p.default for k, p in list(inspect.signature(make).parameters.items())[1:]}
+    for name, make in WRAPPERS.items()
+}
+"""Arguments of each wrapper by name, with their defaults."""
+
 EVERY_GOOD_RUN: Wrappers = {
     "calibrated": {"span": 8.0},
     "annealed": {},
@@ -43,10 +49,17 @@ def wrapped(controller: Controller, wrappers: Wrappers) -> Controller:
     Traceback (most recent call last):
     ValueError: `annealed` has no argument `force`: choose from ...
     """
+    if not isinstance(wrappers, Mapping) or not all(
+        isinstance(options, Mapping) for options in wrappers.values()
+    ):
+        raise ValueError(
+            '`wrappers` must be arguments by name, as in `{"annealed": {"power": 2.0}}`, got '
+            f"{wrappers!r}"
+        )
     for name, options in wrappers.items():
         if name not in WRAPPERS:
             raise ValueError(f"unknown wrapper {name!r}: choose from {', '.join(WRAPPERS)}")
-        known = list(inspect.signature(WRAPPERS[name]).parameters)[1:]
+        known = [n for n in OPTIONS[name] if n != "total_steps"]  # passed to the policy itself
         if unknown := [option for option in options if option not in known]:
             raise ValueError(
                 f"`{name}` has no argument `{unknown[0]}`: choose from {', '.join(known)}"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from optax_meta.base import check_whole
+from optax_meta.checks import check_whole
 from optax_meta.controllers.learned import learned
 from optax_meta.meta.tasks import Task, figures_at, train_step
 from optax_meta.metrics import Statistics
@@ -77,7 +77,7 @@ def rollout(
         optimizer: the inner factory.
         learning_rate: the starting rate, float32[].
         seed: of the actions, uint32[]; None for the most probable one.
-        horizon_is_known: whether the policy is told the length of the run; bool[].
+        horizon_is_known: whether the policy knows the length of the run; bool[].
         max_decisions: D; None to count the decisions of `total_steps`. Of a run with more of them
             these are the first.
 

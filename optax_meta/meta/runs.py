@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from optax_meta import actions, observations, writers
-from optax_meta.base import check_whole
 from optax_meta.checkpoints import load_policy
+from optax_meta.checks import check_whole
 from optax_meta.meta.families import FAMILIES, OVERFITTED
 from optax_meta.meta.training import MetaState, MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, Wrappers, init_policy

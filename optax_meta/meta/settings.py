@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from optax_meta.base import check_whole
+from optax_meta.checks import check_whole
 from optax_meta.meta.inner_optimizers import OPTIMIZERS
 from optax_meta.meta.tasks import TaskFamily
 from optax_meta.policies import Policy, check_policy

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from optax_meta.base import check_seed
+from optax_meta.checks import check_seed
 from optax_meta.controllers.learned import learned
 from optax_meta.meta import learning
 from optax_meta.meta.batches import Batch, run_batch

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Encoder, Hyperparams, check_whole
+from optax_meta.base import Encoder, Hyperparams
+from optax_meta.checks import check_whole
 from optax_meta.metrics import USUAL_RATE, Metrics
 from optax_meta.observations.features import finite, progress, squash, squash_log, trend
 
@@ -79,7 +80,9 @@ def _classic_update(
     metrics: Metrics, state: ClassicState, hyperparams: Hyperparams
 ) -> tuple[jax.Array, ClassicState]:
     def steered(name: str) -> jax.Array:
-        return jnp.asarray(hyperparams.get(name, 0.0)).astype(jnp.float32)
+        # What the optimizer used, annealing and clipping included.
+        used = metrics.hyperparams.get(name, hyperparams[name]) if name in hyperparams else 0.0
+        return jnp.asarray(used).astype(jnp.float32)
 
     # Before anything finite was measured there is no history.
     is_known = (~metrics.is_empty).astype(jnp.float32)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Encoder, Hyperparams, check_whole
+from optax_meta.base import Encoder, Hyperparams
+from optax_meta.checks import check_whole
 from optax_meta.metrics import USUAL_STEPS, Metrics
 from optax_meta.observations.features import finite, log, over, progress, squash
 

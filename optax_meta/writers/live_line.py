@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optax_meta.base import check_whole
+from optax_meta.checks import check_whole
 from optax_meta.recording import COLUMNS, Row
 from optax_meta.writers.extras import import_extra
 from optax_meta.writers.writer import Writer

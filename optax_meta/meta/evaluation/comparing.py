@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_meta.base import Controller, check_whole
+from optax_meta.base import Controller
+from optax_meta.checks import check_whole
 from optax_meta.meta.evaluation import running
 from optax_meta.meta.evaluation.methods import METHODS, Method, Optimizer, name_of, steered_by
 from optax_meta.meta.evaluation.results import Comparison, Interrupted, MethodResult

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from optax_meta.base import check_whole
+from optax_meta.checks import check_whole
 from optax_meta.meta.protocol import cells as cell_files
 from optax_meta.meta.protocol.cells import FIGURES, oracle_loss
 from optax_meta.meta.protocol.contenders import Contender, Factory

@@ -1,0 +1,130 @@
+"""What arguments must satisfy, checked when a factory is called."""
+
+import math
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Number: TypeAlias = Any
+"""A Python number, or a scalar array that may be traced."""
+
+
+def is_set(number: Number, off: float) -> bool:
+    """Whether a number that may be traced differs from the one that turns it off; if so, it may.
+
+    >>> is_set(0.0, off=0.0), is_set(jnp.float32(0.0), off=0.0)
+    (False, True)
+    """
+    return not isinstance(number, (int, float)) or number != off
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number or an array of numbers: no bool, no schedule, no key.
+
+    >>> is_number(0.5), is_number(jnp.ones(2)), is_number(True), is_number(jax.random.key(0))
+    (True, True, False, False)
+    """
+    if isinstance(value, bool) or callable(value):
+        return False
+    dtype = getattr(value, "dtype", None)
+    return (
+        isinstance(value, (int, float, complex))
+        if dtype is None
+        else jnp.issubdtype(dtype, jnp.number)
+    )
+
+
+def check_whole(name: str, number: Number, least: int = 1) -> Any:
+    """Refuse what is no count; return it, a NumPy integer as an `int`.
+
+    Args:
+        name: of the argument, for the message.
+        number: an integer, also as an array; of a traced scalar nothing but the dtype is checked.
+        least: smallest value allowed.
+
+    Raises:
+        ValueError: it is something else, or smaller.
+
+    >>> check_whole("patience", 2.5)
+    Traceback (most recent call last):
+    ValueError: `patience` must be a whole number ≥ 1, got 2.5
+    """
+    if not _is_whole(number, least):
+        raise ValueError(f"`{name}` must be a whole number ≥ {least}, got {number!r}")
+    if isinstance(number, jax.Array) and jnp.issubdtype(number.dtype, jnp.unsignedinteger):
+        return number.astype(jnp.int32)  # it is subtracted from
+    return int(number) if isinstance(number, (np.integer, np.ndarray)) else number
+
+
+def check_number(name: str, number: Number, least: float = 0.0) -> None:
+    """Refuse what is no number, or one that is too small; of a traced one nothing is checked.
+
+    Args:
+        name: of the argument, for the message.
+        number: a number, also as a scalar array; may be infinite.
+        least: smallest value allowed.
+
+    Raises:
+        ValueError: it is something else, smaller, or nan.
+
+    >>> check_number("power", -1.0)
+    Traceback (most recent call last):
+    ValueError: `power` must be a number ≥ 0, got -1.0
+    """
+    if isinstance(number, Tracer):
+        return
+    value = np.asarray(number)[()] if isinstance(number, jax.Array) else number
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not value >= least:
+        raise ValueError(f"`{name}` must be a number ≥ {least:g}, got {number!r}")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed; of a traced scalar nothing but the dtype is checked.
+
+    Args:
+        seed: an integer that fits uint32, also as an array.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+    ValueError: `seed` must be an integer in [0, 2³²), got -1
+    """
+    fits = _is_whole(seed, 0)
+    if not fits or (not isinstance(seed, Tracer) and int(seed) >= 2**32):
+        raise ValueError(f"`seed` must be an integer in [0, 2³²), got {seed!r}")
+
+
+def check_interval(interval: Any) -> Any:
+    """Refuse what is no number of steps between decisions.
+
+    Args:
+        interval: as `check_whole` takes it, or `math.inf`.
+
+    Raises:
+        ValueError: it is something else, or smaller than 1.
+
+    >>> check_interval(10.0)
+    Traceback (most recent call last):
+    ValueError: `decision_interval` must be a whole number ≥ 1 or `math.inf`, got 10.0
+    """
+    if _is_whole(interval, 1):
+        return check_whole("decision_interval", interval)
+    if interval != math.inf:
+        raise ValueError(
+            f"`decision_interval` must be a whole number ≥ 1 or `math.inf`, got {interval!r}"
+        )
+    return math.inf
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    if isinstance(number, (jax.Array, np.ndarray)):
+        is_int = jnp.issubdtype(number.dtype, jnp.integer) and number.shape == ()
+        return is_int and (isinstance(number, Tracer) or int(number) >= least)
+    is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    return is_int and bool(number >= least)
