@@ -51,9 +51,9 @@ def run_values(tx, values, grads=None):
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
-def is_known(option):
+def is_known(name, value):
     try:
-        jax.jit(lambda: 0, compiler_options=dict([option]))()
+        jax.jit(lambda: 0, compiler_options={name: value})()
     except jax.errors.JaxRuntimeError:
         return False
     return True
@@ -65,7 +65,8 @@ def quick():
 
     XLA_FLAGS would hold for those tests as well, and stop an XLA that knows one of them no more.
     """
-    options, made = [*filter(is_known, QUICK.items())], compiler.get_compile_options
+    options = [(name, value) for name, value in QUICK.items() if is_known(name, value)]
+    made = compiler.get_compile_options
 
     def get_compile_options(*args, **kwargs):
         found = made(*args, **kwargs)
