@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from hypothesis import HealthCheck, settings
+from jax._src import compiler
 
 import optax_meta
 from optax_meta.metrics import Metrics
@@ -44,6 +45,38 @@ def run_values(tx, values, grads=None):
     values = jnp.asarray(values, jnp.float32)
     (params, state), rows = jax.lax.scan(step, (params, tx.init(params)), (values, grads))
     return rows, state, params
+
+
+# XLA's older emitters compile in a third of the time, and one thread in the least of it.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+
+
+def is_known(name, value):
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick():
+    """Compile with the options above, where this XLA has them and no test asks for `optimized`.
+
+    XLA_FLAGS would hold for those tests as well, and stop an XLA that knows one of them no more.
+    """
+    options = [(name, value) for name, value in QUICK.items() if is_known(name, value)]
+    made = compiler.get_compile_options
+
+    def get_compile_options(*args, **kwargs):
+        found = made(*args, **kwargs)
+        if found.executable_build_options.debug_options.xla_llvm_disable_expensive_passes:
+            found.env_option_overrides = [*options, *found.env_option_overrides]
+        return found
+
+    compiler.get_compile_options = get_compile_options
+    yield
+    compiler.get_compile_options = made
 
 
 @pytest.fixture(scope="module")

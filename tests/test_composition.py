@@ -148,7 +148,9 @@ def test_vmap_over_seeds():
 def test_the_gradient_through_inner_steps(name):
     controller = {
         **CONTROLLERS,
-        "reinforce": lambda: optax_meta.reinforce(action_space=optax_meta.actions.learning_rate()),
+        "reinforce": lambda: optax_meta.reinforce(  # calibrated, it would forget the start
+            action_space=optax_meta.actions.learning_rate(), wrappers={}
+        ),
     }[name]()
     factory = optax_meta.control_hyperparams(optax.sgd, controller)
 

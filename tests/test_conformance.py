@@ -1,9 +1,9 @@
 """Optax's own tests, unmodified from the wheel, with controlled factories in their tables.
 
-`constant` without the long optimizations, and mixed precision under `learned` too, run by default,
-all else under `-m heavy`. Two things are added: `value=0.0` where a test passes no loss, which the
-other controllers cannot do without, and the way to the optimizer's own state for
-`schedule_free_eval_params`, which reads that of no wrapper.
+The first few under `constant` without the long optimizations, and mixed precision under `learned`
+too, run by default, all else under `-m heavy`. Two things are added: `value=0.0` where a test
+passes no loss, which the other controllers cannot do without, and the way to the optimizer's own
+state for `schedule_free_eval_params`, which reads that of no wrapper.
 """
 
 import functools
@@ -38,6 +38,9 @@ LONG = (
     "test_state_shape_dtype_shard_stability",
     "test_gradient_accumulation",
 )
+# Under `constant` an optimizer is itself, bit for bit, as `test_exact.py` holds for each of them:
+# of tests in a row the first few see that the tables are right, which implies the rest.
+FIRST = {"", "0", "1", "2", "3"}
 # What no wrapper can pass, by the beginning of the test's name.
 EXCEPTIONS = {
     "test_optimizers_can_be_wrapped_in_inject_hyperparams": (
@@ -112,14 +115,16 @@ def cases():
             if not name.startswith("test_"):
                 continue
             for controller in CONTROLLERS:
-                is_long = name.rstrip("0123456789") in LONG or controller != "constant"
+                test = name.rstrip("0123456789")
+                is_long = test in LONG or controller != "constant"
+                is_implied = name.removeprefix(test) not in FIRST
                 yield pytest.param(
                     module,
                     cls,
                     name,
                     controller,
                     id=f"{cls.__name__}-{name}-{controller}",
-                    marks=[pytest.mark.heavy] if is_long else [],
+                    marks=[pytest.mark.heavy] if is_long or is_implied else [],
                 )
 
 
@@ -150,9 +155,6 @@ def parts(cls, name):
     return found["test_method"], found["testcase_params"]
 
 
-MIXED = float64_test.Float64Test
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "controller",
@@ -161,13 +163,16 @@ MIXED = float64_test.Float64Test
         for n in CONTROLLERS
     ],
 )
-@pytest.mark.parametrize("name", [n for n in dir(MIXED) if n.startswith("test_")])
+@pytest.mark.parametrize(
+    "name", [n for n in dir(float64_test.Float64Test) if n.startswith("test_")]
+)
 def test_optax_in_mixed_precision(name, controller):
-    method, (factory, arguments) = parts(MIXED, name)
+    cls = float64_test.Float64Test  # as a name of this module pytest would collect it
+    method, (factory, arguments) = parts(cls, name)
     if "learning_rate" not in arguments:
         pytest.skip("nothing to control")
     try:
-        method(MIXED(name), control(factory, CONTROLLERS[controller]), arguments)
+        method(cls(name), control(factory, CONTROLLERS[controller]), arguments)
     finally:
         jax.config.update("jax_enable_x64", False)
 

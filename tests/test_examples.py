@@ -12,6 +12,7 @@ import fifteen_steps
 import jax
 import numpy as np
 import pytest
+from conftest import QUICK, is_known
 from jax.flatten_util import ravel_pytree
 
 import optax_meta
@@ -37,8 +38,9 @@ def test_an_example_is_run_by_a_test(name):
 
 def run(name, arguments, *flags):
     """Run an example in a process of its own, which compiles fast; return what it printed."""
-    flags = "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true", *flags
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+    known = [f"--{name}={value}".lower() for name, value in QUICK.items() if is_known(name, value)]
+    quick = "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true", *known
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join((*quick, *flags))}
     code = f"import {name}, json; print(json.dumps({name}.main({arguments})))"
     command = [sys.executable, "-W", "error", "-c", code]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -1,6 +1,7 @@
 """Whatever the run does: parameters stay finite, bounds hold, and what happened is counted."""
 
 import functools
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -112,10 +113,10 @@ def test_one_faulty_step_in_a_hundred(name):
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
-@pytest.mark.parametrize("value", [0.0, -3.0, 1e38, -1e38, 1e-42, np.nan])
-@pytest.mark.parametrize("grad", [0.0, 1.0, 1e-42, np.nan])
-def test_a_constant_loss_and_gradient(name, value, grad):
-    check(name, np.full(LENGTH, value, np.float32), np.full(LENGTH, grad, np.float32))
+def test_a_constant_loss_and_gradient(name):
+    values, grads = (0.0, -3.0, 1e38, -1e38, 1e-42, np.nan), (0.0, 1.0, 1e-42, np.nan)
+    for pair in itertools.product(values, grads):
+        check(name, *(np.full(LENGTH, x, np.float32) for x in pair))
 
 
 @pytest.mark.parametrize("first_step", [10**6, 2**31 - 100])

@@ -1,6 +1,7 @@
 """The wrappers: around policies, which they were made for, and around any other controller."""
 
 import itertools
+import json
 import math
 from functools import partial
 
@@ -39,14 +40,10 @@ def raising(policy):
     return policy._replace(params={"params": {**policy.params["params"], "head": head}})
 
 
-def train(policy, start, steps=40, scale=1.0, total_steps=None, factory=optax.adam, unit=1.0):
-    """Fit a noisy quadratic, parameters in units of `scale` and the loss in units of `unit`.
-
-    Return the records, the norms of moves over those of parameters, and the parameters.
-    """
-    tx = optax_meta.control_hyperparams(
-        factory, optax_meta.learned(policy, total_steps=total_steps)
-    )(learning_rate=start)
+def fit(policy, factory, steps, total_steps, params, start, scale, unit):
+    """Fit a noisy quadratic, see `train`."""
+    controller = optax_meta.learned(policy._replace(params=params), total_steps=total_steps)
+    tx = optax_meta.control_hyperparams(factory, controller)(learning_rate=start)
 
     def loss(x, key):
         return unit * jnp.mean((x / scale - 1.0 - jax.random.normal(key, x.shape)) ** 2)
@@ -61,8 +58,24 @@ def train(policy, start, steps=40, scale=1.0, total_steps=None, factory=optax.ad
 
     x = scale * jax.random.normal(jax.random.key(1), (20,))
     keys = jax.random.split(jax.random.key(2), steps)
-    (x, _), out = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), keys))(x)
+    (x, _), out = jax.lax.scan(step, (x, tx.init(x)), keys)
     return (*out, x)
+
+
+PROGRAMS = {}
+
+
+def train(policy, start, steps=40, scale=1.0, total_steps=None, factory=optax.adam, unit=1.0):
+    """Fit a noisy quadratic, parameters in units of `scale` and the loss in units of `unit`.
+
+    Return the records, the norms of moves over those of parameters, and the parameters. What
+    differs by numbers alone is compiled once.
+    """
+    plain = policy._replace(params=None, wrappers=None, encoder=policy.encoder.features)
+    key = plain, json.dumps(policy.wrappers), factory, steps, total_steps
+    if key not in PROGRAMS:
+        PROGRAMS[key] = jax.jit(partial(fit, policy, factory, steps, total_steps))
+    return PROGRAMS[key](policy.params, start, scale, unit)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +139,7 @@ def test_a_held_rate_falls_to_the_end_and_stays_there(power):
 @pytest.mark.parametrize(
     "options",
     [
-        {"annealed": {}},
+        {"annealed": {"power": 1.0}},
         {"annealed": {"power": 1.5}, "trust_region": {"max_ratio": 1e-2}},
         {"trust_region": {}},
         {},
