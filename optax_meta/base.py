@@ -119,8 +119,8 @@ class Controller(NamedTuple):
         interval = self.decision_interval
         if isinstance(interval, float) and interval == math.inf:
             return NEVER
-        due = interval(step) if callable(interval) else (step // interval + 1) * interval
-        is_dense: Any = self.is_dense(step + 1)
+        due: Any = interval(step) if callable(interval) else (step // interval + 1) * interval
+        is_dense = self.is_dense(step + 1)
         if isinstance(is_dense, bool):
             return step + 1 if is_dense else due
         return jnp.where(is_dense, step + 1, due)
