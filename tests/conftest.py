@@ -66,7 +66,10 @@ def quick():
     XLA_FLAGS would hold for those tests as well, and stop an XLA that knows one of them no more.
     """
     options = [(name, value) for name, value in QUICK.items() if is_known(name, value)]
-    made = compiler.get_compile_options
+    made = getattr(compiler, "get_compile_options", None)
+    if made is None:  # a JAX that keeps it elsewhere: slower, but no less right
+        yield
+        return
 
     def get_compile_options(*args, **kwargs):
         found = made(*args, **kwargs)
