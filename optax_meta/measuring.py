@@ -21,6 +21,8 @@ SAMPLE_SIZE = 4096
 SIZE_OF_ZEROS = 0.1
 """Root mean square that parameters count as having at least, where all of them start at zero."""
 _LARGEST = float(np.finfo(np.float32).max)
+_SMALL = 1024
+"""Leaves below this size are read again for less than it costs to keep them apart."""
 
 
 class _Moves(NamedTuple):
@@ -288,11 +290,15 @@ def _strides(shape: tuple[int, ...], total: int) -> list[int]:
 def _squared_norm(leaf: jax.Array) -> jax.Array:
     """Return the squared norm of a leaf.
 
-    As |g · |g||, which is g² to the last bit, but which XLA does not take for the g² of an
-    optimizer's second moment: that it would share, write out and read again, 8 bytes a parameter.
-    No constant may stand in it, such as a factor: XLA on CPUs writes it out at the leaf's size.
+    The barrier keeps XLA from sharing the squares with those of an optimizer's second moment, which
+    it would then write out and read again: 8 bytes a parameter. No constant may stand there in its
+    place, such as a factor: XLA on CPUs writes it out at the size of the leaf.
     """
     if jnp.iscomplexobj(leaf):
         return _squared_norm(leaf.real) + _squared_norm(leaf.imag)
-    leaf = leaf.astype(jnp.float32)
-    return jnp.sum(abs(leaf * abs(leaf)))
+    if leaf.size < _SMALL:
+        # A bias is reduced from its layer's gradients, and behind a barrier in another order, which
+        # would move the last bit of `constant`; a factor does not, and costs nothing at this size.
+        return 4.0 * jnp.sum(jnp.square(0.5 * leaf.astype(jnp.float32)))
+    leaf = jax.lax.optimization_barrier(jax.lax.stop_gradient(leaf))
+    return jnp.sum(jnp.square(leaf.astype(jnp.float32)))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams, State, check_wrapped
+from optax_meta.base import Controller, Hyperparams, State, Tree, check_wrapped
 from optax_meta.checks import Number, check_number, check_whole, is_set
 from optax_meta.metrics import USUAL_RATE, Metrics
 
@@ -23,11 +23,12 @@ class CalibratedState(NamedTuple):
     """State of `calibrated`.
 
     Attributes:
-        reference: the calibrated rate that `span` is counted from, float[]; before, the start.
+        reference: the calibrated rate that `span` is counted from, float[]; before, the start; an
+            empty tuple without one.
         controller_state: what the controller carries.
     """
 
-    reference: jax.Array
+    reference: Tree
     controller_state: State
 
 
@@ -129,7 +130,8 @@ def _dense(controller: Controller, steps: int) -> Number:
 
 
 def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
-    reference = jnp.array(hyperparams[RATE], copy=True)
+    has_span = is_set(setting.span, math.inf)
+    reference = jnp.array(hyperparams[RATE], copy=True) if has_span else ()
     return CalibratedState(reference, setting.controller.init(hyperparams))
 
 
@@ -150,16 +152,16 @@ def _update(
     # A raise on top of a rate whose moves do not show yet would be blind.
     is_blind = is_early & (metrics.step > 0) & (metrics.num_moves == 0.0)
     rate = jnp.where(is_blind, jnp.minimum(wanted[RATE], lead), wanted[RATE])
-    # What others made of the rate, by hand or by clipping it, is where it may be moved from.
-    reference = jnp.where(is_early, lead, _within(setting.span, state.reference, given))
-    rate = jnp.where(is_early, rate, _within(setting.span, rate, reference))
+    reference = state.reference
+    if isinstance(reference, jax.Array):
+        # What others made of the rate, by hand or by clipping it, is where it may be moved from.
+        reference = jnp.where(is_early, lead, _within(setting.span, reference, given))
+        rate = jnp.where(is_early, rate, _within(setting.span, rate, reference))
     return {**wanted, RATE: rate}, CalibratedState(reference, controller_state)
 
 
 def _within(span: Number, x: jax.Array, center: jax.Array) -> jax.Array:
     """Return x, no further from a center than by a factor."""
-    if not is_set(span, math.inf):
-        return x
     return jnp.clip(x, center / span, center * span)
 
 

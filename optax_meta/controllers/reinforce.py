@@ -177,7 +177,11 @@ def reinforce(
 def _wrappers(given: Policy | None, own: Controller) -> Wrappers:
     if given is not None:
         return given.wrappers
-    return EVERY_GOOD_RUN if "learning_rate" in own.hyperparams else {}
+    if "learning_rate" not in own.hyperparams:
+        return {}
+    # Without a length there is no end to fall to.
+    idle = "annealed" if own.total_steps is None else ""
+    return {name: options for name, options in EVERY_GOOD_RUN.items() if name != idle}
 
 
 def _check_learner(learner: _Learner) -> None:
