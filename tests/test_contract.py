@@ -36,6 +36,11 @@ CONTROLLERS = {
         [optax_meta.warmup(5), optax_meta.hypergradient(), optax_meta.plateau(patience=1)], [5, 15]
     ),
 }
+# Those of a policy that has wrappers of its own, without these.
+BARE = {
+    "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2, wrappers={}),
+    "any_lr": lambda: optax_meta.learned(ANY_LR, total_steps=STEPS, wrappers={}),
+}
 HEAVY = {"any_lr"}
 CASES = [pytest.param(n, marks=pytest.mark.heavy) if n in HEAVY else n for n in CONTROLLERS]
 
@@ -116,7 +121,7 @@ def test_eager_jitted_and_scanned_runs_agree(name):
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_every_wrapper_goes_around_every_controller(name, wrapper, tmp_path):
     """All at once: jit, scan, vmap, MultiSteps, bfloat16, donation, Orbax, and a single trace."""
-    controller = WRAPPERS[wrapper](CONTROLLERS[name]())
+    controller = WRAPPERS[wrapper]((CONTROLLERS | BARE)[name]())
     traces = 0
 
     def half(rate, carry, keys):
