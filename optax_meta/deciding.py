@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -116,7 +115,13 @@ def decide_if_due(
     controller_state: State,
 ) -> tuple[Hyperparams, State, Statistics]:
     """Ask the controller where a decision is due; else keep everything."""
-    decide = partial(_ask, controller, statistics, step)
+    # As one array: each operand of a branch costs every step, whether it is taken or not.
+    packed = statistics.pack()
+
+    def decide(hyperparams: Hyperparams, controller_state: State) -> tuple[Hyperparams, State]:
+        known = Statistics.unpack(packed)
+        return _ask(controller, known, step, hyperparams, controller_state)
+
     operands = (hyperparams, controller_state)
     after = metrics.decided(statistics, is_own=True)
     if is_static(controller.decision_interval):
