@@ -36,10 +36,12 @@ Explained = tuple[int, int, float | None, list[float | None], list[float | None]
 """A decision: step, action, reward, probabilities, observation."""
 
 
-class Series(Points):
+class Series(TypedDict):
     """A line with what belongs to it.
 
     Attributes:
+        x: as in `Points`.
+        y: as in `Points`.
         name: of its method, or of a column.
         style: number of its colour and dashes.
         others: faint lines, thinned.
@@ -49,6 +51,8 @@ class Series(Points):
         actions: names of its actions.
     """
 
+    x: list[int]
+    y: list[float | None]
     name: str
     style: int
     others: list[Points]
