@@ -33,7 +33,7 @@ def policy():
 
 CONTROLLERS = {
     "constant": lambda: optax_meta.constant(guards_nonfinite=True),
-    "plateau": lambda: optax_meta.plateau(factor=0.5, patience=1),
+    "plateau": lambda: optax_meta.plateau(factor=0.5, patience=0),
     "hypergradient": optax_meta.hypergradient,
     "reinforce": lambda: optax_meta.reinforce(
         start="uniform", hidden_sizes=(8,), decision_interval=2, train_every=2
