@@ -37,8 +37,9 @@ class Injection(NamedTuple):
         Args:
             hyperparams: of all steered hyperparameters, by name.
         """
-        # The dtype only matters for weakly typed values, of which there are none.
-        inject: Any = optax.inject_hyperparams(self.build, hyperparam_dtype=jnp.float32)
+        # All have one dtype; older versions of Optax would cast strongly typed values, too.
+        dtype = next((jnp.result_type(x) for x in hyperparams.values()), jnp.float32)
+        inject: Any = optax.inject_hyperparams(self.build, hyperparam_dtype=dtype)
         return inject(**hyperparams)
 
 

@@ -289,9 +289,11 @@ def _full_name(label: str, name: str) -> str:
 
 
 def _check_value(name: str, value: Any) -> None:
-    is_real = is_number(value) and jnp.shape(value) == () and not jnp.iscomplexobj(value)
+    kind = getattr(value, "dtype", type(value))
+    is_real = is_number(value) and not jnp.issubdtype(kind, jnp.complexfloating)
+    is_scalar = is_real and getattr(value, "shape", ()) == ()
     # What float32 cannot hold would become infinite, and set nothing.
-    if not is_real or not (isinstance(value, Tracer) or abs(float(value)) <= _LARGEST):
+    if not is_scalar or not (isinstance(value, Tracer) or abs(float(value)) <= _LARGEST):
         raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
 
 
