@@ -117,7 +117,7 @@ class Controller(NamedTuple):
         [0, 1, 10, 20]
         """
         interval = self.decision_interval
-        if isinstance(interval, float) and interval == math.inf:
+        if self.only_asked:
             return NEVER
         due: Any = interval(step) if callable(interval) else (step // interval + 1) * interval
         is_dense = self.is_dense(step + 1)
@@ -133,12 +133,20 @@ class Controller(NamedTuple):
         """
         return self.next_due(step - 1) == step
 
+    @property
+    def only_asked(self) -> bool:
+        """Whether it never decides by itself, but where `decide` is called."""
+        interval = self.decision_interval
+        return isinstance(interval, float) and interval == math.inf
+
     def is_dense(self, step: Step) -> Any:
         """Return whether a step is decided upon whatever the interval, bool[].
 
         Args:
             step: as for `next_due`.
         """
+        if self.only_asked:
+            return False
         return self.dense_steps(step) if callable(self.dense_steps) else step < self.dense_steps
 
     def num_decisions(self, total_steps: int) -> int:

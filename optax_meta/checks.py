@@ -82,6 +82,23 @@ def check_number(name: str, number: Number, least: float = 0.0) -> None:
         raise ValueError(f"`{name}` must be a number ≥ {least:g}, got {number!r}")
 
 
+def check_numbers(**numbers: Number) -> None:
+    """Refuse what is no number ≥ 0, as `check_number` does.
+
+    Args:
+        **numbers: arguments by name.
+
+    Raises:
+        ValueError: one is something else.
+
+    >>> check_numbers(power=1.0, last_raise=-0.5)
+    Traceback (most recent call last):
+    ValueError: `last_raise` must be a number ≥ 0, got -0.5
+    """
+    for name, number in numbers.items():
+        check_number(name, number)
+
+
 def check_seed(seed: Any) -> None:
     """Refuse what is no seed; of a traced scalar nothing but the dtype is checked.
 

@@ -263,9 +263,8 @@ def replace_control_states(
     """
     leaves, structure = jax.tree.flatten(opt_state, is_leaf=_is_control_state)
     positions = [i for i, leaf in enumerate(leaves) if _is_control_state(leaf)]
-    found = find_control_states([leaves[i] for i in positions])
-    labels = find_control_states(opt_state)
-    for i, label, state in zip(positions, labels, found.values(), strict=True):
+    found = find_control_states(opt_state)
+    for i, (label, state) in zip(positions, found.items(), strict=True):
         new = change(label, state)
         leaves[i] = jax.tree.map(_write_variable, leaves[i], new, is_leaf=_is_variable)
     return structure.unflatten(leaves)

@@ -317,3 +317,23 @@ def test_of_several_policies_the_one_in_charge_is_recorded():
     assert len(joined.features) == rows.decision.observation.shape[-1] == 16
     flat = optax_meta.recording.flatten(rows, joined.action_labels)
     assert [row.get("action_label") for row in flat][2:4] == [None, "stage 2: hold"]
+
+
+def test_first_decisions_of_a_stage_end_with_it():
+    dense = optax_meta.init_policy(jax.random.key(0), dense_steps=20)
+    stages = [optax_meta.learned(dense), optax_meta.constant()._replace(decision_interval=np.inf)]
+    joined = optax_meta.join(stages, [3])
+    for controller in (joined, optax_meta.calibrated(joined, steps=2)):
+        assert [t for t in range(30) if controller.is_due(jnp.int32(t))] == [0, 1, 2]
+    overridden = joined._replace(decision_interval=10)
+    assert [t for t in range(30) if overridden.is_due(jnp.int32(t))] == [0, 1, 2, 10, 20]
+
+
+def test_a_dense_stage_may_have_a_traced_horizon():
+    @jax.jit
+    def due(total_steps):
+        learned = optax_meta.learned("any-lr-v1", total_steps=total_steps)
+        joined = optax_meta.join([optax_meta.warmup(3), learned], [3])
+        return jnp.stack([joined.is_due(jnp.int32(t)) for t in range(40)])
+
+    np.testing.assert_array_equal(np.flatnonzero(due(1000)), [*range(23), 23, 33])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
-from optax_meta.checks import Number, check_number, check_whole, is_set
+from optax_meta.checks import Number, check_numbers, check_whole, is_set
 from optax_meta.metrics import Metrics
 
 
@@ -77,12 +77,7 @@ def annealed(
         >>> tx = optax_meta.control_hyperparams(optax.sgd, controller)(learning_rate=0.1)
     """
     check_wrapped("annealed", controller, hyperparam)
-    for name, number in (
-        ("power", power),
-        ("last_raise", last_raise),
-        ("raise_power", raise_power),
-    ):
-        check_number(name, number)
+    check_numbers(power=power, last_raise=last_raise, raise_power=raise_power)
     setting = _Annealing(controller, power, last_raise, raise_power, hyperparam)
     return controller._replace(
         init=partial(_init, setting),

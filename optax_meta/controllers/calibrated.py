@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta.base import Controller, Hyperparams, State, Tree, check_wrapped
-from optax_meta.checks import Number, check_number, check_whole, is_set
+from optax_meta.checks import Number, check_number, check_numbers, check_whole, is_set
 from optax_meta.metrics import USUAL_RATE, Metrics
 
 RATE, DECAY = "learning_rate", "weight_decay"
@@ -98,12 +98,7 @@ def calibrated(
     """
     check_wrapped("calibrated", controller, RATE)
     steps = check_whole("steps", steps)
-    for name, number in (
-        ("target_ratio", target_ratio),
-        ("probe_rate", probe_rate),
-        ("total_decay", total_decay),
-    ):
-        check_number(name, number)
+    check_numbers(target_ratio=target_ratio, probe_rate=probe_rate, total_decay=total_decay)
     check_number("span", span, 1.0)
     if RATE in controller.default_start:
         raise ValueError(

@@ -124,8 +124,6 @@ def _next_due(controllers: Sequence[Controller], starts: Sequence[int], step: St
 def _is_dense(controllers: Sequence[Controller], starts: Sequence[int], step: Step) -> jax.Array:
     found = jnp.bool_(False)
     for controller, start in zip(controllers, starts, strict=True):
-        if controller.decision_interval == math.inf:
-            continue  # asked by `decide` alone
         mine = jnp.asarray(controller.is_dense(step - start))
         found = jnp.where(jnp.asarray(step) >= start, mine, found)
     return found

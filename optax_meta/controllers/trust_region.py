@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
-from optax_meta.checks import Number, check_number, is_set
+from optax_meta.checks import Number, check_number, check_numbers, is_set
 from optax_meta.metrics import Metrics
 
 _LARGEST_JUMP = 1e3
@@ -92,13 +92,12 @@ def trust_region(
         >>> tx = optax_meta.control_hyperparams(optax.sgd, controller)(learning_rate=0.1)
     """
     check_wrapped("trust_region", controller, hyperparam)
-    for name, number in (
-        ("max_ratio", max_ratio),
-        ("min_ratio", min_ratio),
-        ("ratio_power", ratio_power),
-        ("persistence_power", persistence_power),
-    ):
-        check_number(name, number)
+    check_numbers(
+        max_ratio=max_ratio,
+        min_ratio=min_ratio,
+        ratio_power=ratio_power,
+        persistence_power=persistence_power,
+    )
     check_number("max_growth", max_growth, 1.0)
     setting = _Region(controller, max_ratio, min_ratio, ratio_power, persistence_power, hyperparam)
     lowest = jnp.minimum if is_set(controller.max_growth, math.inf) else lambda _, new: new
