@@ -11,6 +11,7 @@ from optax_meta.checkpoints import save_policy as save_policy
 from optax_meta.controllers.annealed import annealed as annealed
 from optax_meta.controllers.calibrated import calibrated as calibrated
 from optax_meta.controllers.constant import constant as constant
+from optax_meta.controllers.distance import distance as distance
 from optax_meta.controllers.hypergradient import hypergradient as hypergradient
 from optax_meta.controllers.join import join as join
 from optax_meta.controllers.learned import learned as learned

@@ -148,7 +148,14 @@ def _ask(
 ) -> tuple[Hyperparams, State]:
     """Show the window to the controller and return what it decides, kept in bounds."""
     counts = statistics.window[:-1]  # whether the next step is its own is no business of it
-    window = Metrics(*statistics.means, *counts, step, jnp.float32(-1.0), dict(hyperparams))
+    window = Metrics(
+        *statistics.means,
+        *counts,
+        step,
+        statistics.distance.estimate,
+        jnp.float32(-1.0),
+        dict(hyperparams),
+    )
     window = with_progress(window, controller.total_steps)
     decided: Any = controller.update(window, controller_state, hyperparams)
     is_pair = isinstance(decided, tuple) and len(decided) == 2 and isinstance(decided[0], Mapping)
@@ -183,5 +190,5 @@ def is_own(controller: Controller, state: ControlState) -> bool:
     return (
         shapes(state.controller_state) == shapes(own)
         and jnp.shape(state.statistics) == (NUM_STATISTICS,)
-        and sampled == [(2,)] * controller.needs_alignment
+        and sampled == [(measuring.NUM_SAMPLES,)] * controller.needs_alignment
     )

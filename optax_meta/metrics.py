@@ -32,11 +32,16 @@ class Metrics(NamedTuple):
         grad_norm: mean global L2 norm of the gradients, float32[].
         alignment: mean cosine of the negative gradient and the parameters' last move, float32[] in
             [-1, 1]; positive while that move still points downhill. 0 unless the controller asks;
-            likewise the next three, which are estimated from samples, too.
+            likewise the next six and the distance, which are estimated from samples, too.
         persistence: mean cosine of the parameters' last two moves, float32[] in [-1, 1]: how much
             further than a random walk they lead. Near the decay of the momentum where there is one.
         update_norm: mean L2 norm of the parameters' moves, float32[].
-        param_norm: mean L2 norm of the parameters, float32[].
+        param_norm: mean L2 norm of the parameters in play, float32[]: those whose gradient was
+            other than zero before now and that have moved, if any have.
+        start_alignment: mean cosine of the negative gradient and the way that the parameters have
+            come since the start, float32[] in [-1, 1]; positive while further along it is lower.
+        update_rms: mean root mean square of the moves of the parameters in play, float32[].
+        displacement: mean root mean square of the way that these have come since the start.
         value_change: mean absolute change of the loss from one step to the next, float32[].
         num_steps: length of the window in steps, this one included, float32[]; 0 where `decide` is
             called right after another decision.
@@ -44,9 +49,12 @@ class Metrics(NamedTuple):
         num_judged: how many finite steps came after an update made under these hyperparameters,
             float32[]; the first step after a decision of `decide` does not, nor does step 0.
         num_moves: how many of `num_judged` saw the parameters move, float32[]: those that
-            alignment, persistence and update norm average. Where it is 0 these three repeat, as
-            while an optimizer accumulates gradients, or where moves are too small to show.
+            alignments, persistence, norm and size of the moves average. Where it is 0 these
+            repeat, as while an optimizer accumulates gradients, or where moves are too small to
+            show.
         step: index of this step, from 0, int32[].
+        distance: how far each parameter has to go at least, as gradients tell it, float32[]; 0
+            before the first. It is the unit of `update_rms` and `displacement`, and never falls.
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
         hyperparams: what the optimizer used since the last decision, by name, float[] each, as
             wrappers scaled and clipped it; empty where a controller is asked by hand.
@@ -66,17 +74,21 @@ class Metrics(NamedTuple):
     persistence: jax.Array
     update_norm: jax.Array
     param_norm: jax.Array
+    start_alignment: jax.Array
+    update_rms: jax.Array
+    displacement: jax.Array
     value_change: jax.Array
     num_steps: jax.Array
     num_nonfinite: jax.Array
     num_judged: jax.Array
     num_moves: jax.Array
     step: jax.Array
+    distance: jax.Array
     progress: jax.Array
     hyperparams: Mapping[str, jax.Array] = {}
 
     def pack(self) -> jax.Array:
-        """Return all but the hyperparameters, float32[14]."""
+        """Return all but the hyperparameters, float32[18]."""
         return jnp.stack([x.astype(jnp.float32) for x in self[:-1]])
 
     @classmethod
@@ -152,7 +164,7 @@ def with_progress(metrics: Metrics, total_steps: jax.typing.ArrayLike | None) ->
         metrics: of which `step` is read.
         total_steps: length of the run in steps; None, or an int32[] below 1, where it is not known.
 
-    >>> at = optax_meta.Metrics(*jnp.zeros(14))._replace(step=jnp.int32(25))
+    >>> at = optax_meta.Metrics(*jnp.zeros(18))._replace(step=jnp.int32(25))
     >>> print(with_progress(at, 100).progress)
     0.25
     """
@@ -173,10 +185,34 @@ class Measured(NamedTuple):
     persistence: jax.Array
     update_norm: jax.Array
     param_norm: jax.Array
+    start_alignment: jax.Array
+    update_rms: jax.Array
+    displacement: jax.Array
     value_change: jax.Array
 
 
-_OF_MOVES = np.isin(Measured._fields, ("alignment", "persistence", "update_norm"))
+_OF_MOVES = np.isin(
+    Measured._fields, ("alignment", "persistence", "update_norm", "start_alignment", "update_rms")
+)
+
+
+class Distance(NamedTuple):
+    """How far each parameter has to go, and what is remembered to tell, float32[] each.
+
+    Attributes:
+        estimate: d, in the unit of the parameters; 0 before the first gradient.
+        gained: Σ dₖ⟨gₖ, x₀ - xₖ⟩/G over the steps k so far.
+        scale: G, the norm of the first gradient, which keeps such sums from overflowing.
+    """
+
+    estimate: jax.Array
+    gained: jax.Array
+    scale: jax.Array
+
+    @classmethod
+    def unknown(cls) -> "Distance":
+        """Return what is known before the first gradient."""
+        return cls(*[jnp.float32(0.0)] * 3)
 
 
 class Window(NamedTuple):
@@ -214,6 +250,7 @@ class Statistics(NamedTuple):
         means: averages over the finite steps of the window.
         last: what was measured at the latest finite step.
         window: how many steps, and of what kind.
+        distance: how far each parameter has to go.
         total_nonfinite: non-finite steps since `init`, float32[] (exact up to 2²⁴).
         least_param_norm: what `param_norm` is at least, float32[]: 0, but for parameters that all
             start at zero, whose norm tells nothing about their scale.
@@ -224,6 +261,7 @@ class Statistics(NamedTuple):
     means: Measured
     last: Measured
     window: Window
+    distance: Distance
     total_nonfinite: jax.Array
     least_param_norm: jax.Array
     usual_grad_norm: jax.Array
@@ -234,25 +272,29 @@ class Statistics(NamedTuple):
         zero = jnp.float32(0.0)
         nothing = Measured(*[zero] * len(Measured._fields))
         least = jnp.asarray(least_param_norm, jnp.float32)
-        return cls(nothing, nothing, Window.fresh(is_own=False), zero, least, zero)
+        window, distance = Window.fresh(is_own=False), Distance.unknown()
+        return cls(nothing, nothing, window, distance, zero, least, zero)
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[24]."""
+        """Return the statistics as float32[33]."""
         return jnp.stack(jax.tree.leaves(self))
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 24]; leading axes are batches.
+        """Read float32[…, 33]; leading axes are batches.
 
         >>> print(Statistics.unpack(Statistics.empty(2.0).pack()).least_param_norm)
         2.0
         """
         numbers = iter(jnp.moveaxis(packed, -1, 0))
         means, last = (Measured(*(next(numbers) for _ in Measured._fields)) for _ in range(2))
-        return cls(means, last, Window(*(next(numbers) for _ in Window._fields)), *numbers)
+        window, distance = (
+            part(*(next(numbers) for _ in part._fields)) for part in (Window, Distance)
+        )
+        return cls(means, last, window, distance, *numbers)
 
 
-NUM_STATISTICS = 2 * len(Measured._fields) + len(Window._fields) + 3
+NUM_STATISTICS = 2 * len(Measured._fields) + len(Window._fields) + len(Distance._fields) + 3
 """Length of the packed vector."""
 
 
@@ -272,7 +314,7 @@ def decided(statistics: Statistics, *, is_own: bool) -> Statistics:
     return statistics._replace(window=window, usual_grad_norm=statistics.means.grad_norm)
 
 
-def accumulate(statistics: Statistics, measured: Measured) -> Statistics:
+def accumulate(statistics: Statistics, measured: Measured, distance: Distance) -> Statistics:
     """Add one step to the window; one that is not finite is only counted.
 
     The running mean mₙ = mₙ₋₁·(n-1)/n + x/n cannot overflow, unlike a sum.
@@ -280,6 +322,7 @@ def accumulate(statistics: Statistics, measured: Measured) -> Statistics:
     Args:
         statistics: what is remembered.
         measured: what was measured at this step.
+        distance: as it is after this step.
 
     Returns:
         The new statistics.
@@ -305,6 +348,7 @@ def accumulate(statistics: Statistics, measured: Measured) -> Statistics:
         means=Measured(*means),
         last=Measured(*jnp.where(is_finite, now, last)),
         window=window,
+        distance=distance,
         total_nonfinite=statistics.total_nonfinite + _count(~is_finite),
     )
 

@@ -19,10 +19,11 @@ class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `metrics.Statistics`, packed, float32[24].
+        statistics: `metrics.Statistics`, packed, float32[33].
         controller_state: what the controller carries.
-        last_samples: strided samples of the parameters one step ago and two steps ago,
-            float32[2, k], for a controller that asks for alignment; else an empty tuple.
+        last_samples: strided samples of the parameters one step ago, two steps ago and at the
+            start, and of all gradients so far, weighted, float32[4, k], for a controller that asks
+            for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
 

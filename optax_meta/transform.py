@@ -171,13 +171,13 @@ def _step(
     extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, ControlState]:
     controller, known = core.controller, Statistics.unpack(state.statistics)
-    measured, samples = measuring.measure(
+    measured, samples, distance = measuring.measure(
         known, state.step, updates, params, state.last_samples, extra_args, core.axis_name
     )
     if controller.guards_nonfinite and is_set(controller.max_growth, math.inf):
         largest = controller.max_growth * known.usual_grad_norm
         updates, measured = guards.clip_growth(updates, measured, largest)
-    statistics = metrics.accumulate(known, measured)
+    statistics = metrics.accumulate(known, measured, distance)
     if controller.guards_nonfinite:
         updates, extra_args = guards.zero_nonfinite(
             updates, extra_args, measured, statistics.last.value

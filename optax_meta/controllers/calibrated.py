@@ -1,34 +1,48 @@
-"""A wrapper: the starting rate is forgotten, and one is found that moves the parameters."""
+"""A wrapper: the starting rate is forgotten; rates are counted in shares of the way ahead."""
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optax_meta.base import Controller, Hyperparams, State, Tree, check_wrapped
+from optax_meta.base import Controller, Hyperparams, State, check_wrapped
 from optax_meta.checks import Number, check_number, check_numbers, check_whole, is_set
 from optax_meta.metrics import USUAL_RATE, Metrics
 
 RATE, DECAY = "learning_rate", "weight_decay"
 _USUAL_DECAY = 1e-4
 _LARGEST_JUMP = 1e3
-"""A rate changes by no more than this from one step to the next, however little it moved."""
-_RETREAT = 0.1
-"""Where no step was finite the rate may be far too high: a decade a step finds out in eight."""
+"""A rate changes by no more than this from one decision to the next, however little it moved."""
+_MEMORY = 0.99
+"""Decay, a step, of the average of what a unit rate moves: long against the noise of one step."""
+_USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
+"""Of the logarithm of the distance in a step: half of what c = 0.3 reaches while all moves agree.
+Networks have it for some twenty steps; where it lasts longer the start was tiny."""
+_RETREAT, _RETURN = 0.5, 1.1
+"""Where no step was finite the rate is halved: it may be too high. It comes back slowly, since loss
+scaling skips steps that were not."""
+_PROBE_RATIO = 1e-2
+"""No probe moves further than this share of the parameters' norm, if moves were gradient steps."""
 
 
 class CalibratedState(NamedTuple):
     """State of `calibrated`.
 
     Attributes:
-        reference: the calibrated rate that `span` is counted from, float[]; before, the start; an
-            empty tuple without one.
+        values: the controller's own value, what was returned for it, and the own value before the
+            first step, float[3].
+        last: the distance at the last decision, the average growth of its logarithm in a step, and
+            the factor that steps which are not finite left, float32[3].
+        unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
+            older ones decayed, float32[2].
         controller_state: what the controller carries.
     """
 
-    reference: Tree
+    values: jax.Array
+    last: jax.Array
+    unit: jax.Array
     controller_state: State
 
 
@@ -36,8 +50,9 @@ class _Calibration(NamedTuple):
     """The static part of `calibrated`."""
 
     controller: Controller
+    share: Number
+    growing_share: Number
     steps: int
-    target_ratio: Number
     probe_rate: Number
     total_decay: Number
     span: Number
@@ -46,51 +61,56 @@ class _Calibration(NamedTuple):
 def calibrated(
     controller: Controller,
     *,
-    steps: int = 8,
-    target_ratio: Number = 1e-2,
+    share: Number = 0.3,
+    growing_share: Number = 1.5,
+    steps: int = 20,
     probe_rate: Number = 1e-6,
     total_decay: Number = 0.0,
     span: Number = math.inf,
 ) -> Controller:
-    """Forget the starting learning rate: probe low, then set it by what a move turns out to be.
+    """Count the learning rate in what moves the parameters by a share of the way ahead of them.
 
-    The first update is made at no more than `probe_rate`; each of the next ones scales the rate
-    until an update moves the parameters by `target_ratio` of their norm. The controller is given
-    the calibrated rate at each of these steps, and its decision is made on top of it; afterwards it
-    has the rate for itself. Works for any optimizer and any scale of the parameters, from a strided
-    sample of them. An optimizer that accumulates gradients must make its first move within five
-    steps; then steps without a move change nothing. Where all parameters start at zero, which
-    tells no scale, their root mean square counts as at least 0.1.
+    The optimizer gets own value / first own value × c·d/u. Here d is how far parameters have to go
+    at least (`Metrics.distance`), which grows as gradients tell; u the root mean square of what a
+    rate of one moves them by, measured for any optimizer; and c the `share`. So the starting rate
+    is forgotten, and a controller that holds follows the distance rule; one that halves its value
+    moves half as far as that. The very first update, before anything moved, is a probe. The
+    controller keeps its own value; what somebody else changes, a wrapper around this one or
+    `optax_meta.set_hyperparams`, the own value follows in proportion.
+
+    An optimizer that accumulates gradients must make its first move within five steps. Where all
+    parameters start at zero, which tells no scale, their root mean square counts as 0.1.
 
     Args:
         controller: any that steers `learning_rate` and goes on from the rate that it is given: a
-            warm-up, which sets its own, leaves nothing to calibrate. `annealed` goes around.
-        steps: how many of the first steps calibrate, ≥ 1; each is decided upon.
-        target_ratio: norm of a move over norm of the parameters to calibrate to, ≥ 0.
+            warm-up, which sets its own, gives its rates a meaning that they do not have. `annealed`
+            goes around.
+        share: c, ≥ 0: root mean square of a move over the distance.
+        growing_share: c where the distance has grown by a seventh in each of the last steps, and
+            in between where it has by less: parameters started far too small, and so far the way
+            ahead is only known to be longer than that.
+        steps: so many of the first steps are decided upon each, ≥ 1, while the distance is found.
         probe_rate: largest learning rate of the very first update, ≥ 0; it is lower still where
-            gradients are so large that a gradient step would pass `target_ratio`.
+            gradients are so large that a gradient step would pass a hundredth of the parameters.
         total_decay: for a controller of `weight_decay`, too, in a run of known length: rate × decay
             of the first decisions but that of step 0 is this over the number of steps, so that the
-            starting decay is forgotten, too; before, it takes no more than `target_ratio` off the
+            starting decay is forgotten, too; before, it takes no more than a hundredth off the
             parameters. 0 for leaving it alone.
-        span: afterwards the controller may move the rate by no more than this factor up or down
-            from the calibrated one, ≥ 1, so that what knows nothing yet cannot wander off;
-            `math.inf` for as far as it likes.
+        span: the controller may move its own value by no more than this factor up or down, ≥ 1, so
+            that what knows nothing yet cannot wander off; `math.inf` for as far as it likes.
 
     Returns:
         A `Controller`. Needs `params=`. What it forgets may be left out where the optimizer is
-        made. Asked by `optax_meta.decide` alone, and not at each of the first steps, it
-        calibrates nothing and begins at the rate that it is given.
+        made.
 
     Raises:
         ValueError: this is no controller of the learning rate, or a number is out of range.
 
-    Source: the ratio of update to parameters as a measure of the rate is from Y. You et al.,
-    "Large Batch Training of Convolutional Networks", https://arxiv.org/abs/1708.03888; starting
-    low and probing up from A. Cutkosky et al., "Mechanic: A Learning Rate Tuner",
-    https://arxiv.org/abs/2306.00144; rate · weight decay · steps as the measure of decay from
-    X. Wang and L. Aitchison, "How to set AdamW's weight decay as you scale model and dataset size",
-    https://arxiv.org/abs/2405.13698.
+    Source: the distance from K. Mishchenko and A. Defazio, "Prodigy: An Expeditiously Adaptive
+    Parameter-Free Learner", https://arxiv.org/abs/2306.06101; starting low and probing up from
+    A. Cutkosky et al., "Mechanic: A Learning Rate Tuner", https://arxiv.org/abs/2306.00144;
+    rate · weight decay · steps as the measure of decay from X. Wang and L. Aitchison, "How to set
+    AdamW's weight decay as you scale model and dataset size", https://arxiv.org/abs/2405.13698.
 
     Example:
         >>> controller = calibrated(optax_meta.plateau(factor=0.5))
@@ -98,7 +118,9 @@ def calibrated(
     """
     check_wrapped("calibrated", controller, RATE)
     steps = check_whole("steps", steps)
-    check_numbers(target_ratio=target_ratio, probe_rate=probe_rate, total_decay=total_decay)
+    check_numbers(
+        share=share, growing_share=growing_share, probe_rate=probe_rate, total_decay=total_decay
+    )
     check_number("span", span, 1.0)
     if RATE in controller.default_start:
         raise ValueError(
@@ -108,7 +130,7 @@ def calibrated(
     forgotten = {RATE: min(max(USUAL_RATE, low), high)}
     if DECAY in controller.hyperparams and is_set(total_decay, 0.0):
         forgotten[DECAY] = _USUAL_DECAY
-    setting = _Calibration(controller, steps, target_ratio, probe_rate, total_decay, span)
+    setting = _Calibration(controller, share, growing_share, steps, probe_rate, total_decay, span)
     return controller._replace(
         init=partial(_init, setting),
         update=partial(_update, setting),
@@ -125,68 +147,83 @@ def _dense(controller: Controller, steps: int) -> Number:
 
 
 def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
-    has_span = is_set(setting.span, math.inf)
-    reference = jnp.array(hyperparams[RATE], copy=True) if has_span else ()
-    return CalibratedState(reference, setting.controller.init(hyperparams))
+    start = hyperparams[RATE]
+    values, last = jnp.stack([start, start, start]), jnp.array([0.0, 0.0, 1.0], jnp.float32)
+    unit = jnp.zeros(2, jnp.float32)
+    return CalibratedState(values, last, unit, setting.controller.init(hyperparams))
 
 
 def _update(
     setting: _Calibration, metrics: Metrics, state: CalibratedState, hyperparams: Hyperparams
 ) -> tuple[Hyperparams, CalibratedState]:
-    given = hyperparams[RATE]
-    is_early = _is_calibrating(setting, metrics) & ~metrics.is_over
-    lead = jnp.where(is_early, _calibrated_rate(setting, metrics, given), given)
-    leading = {**hyperparams, RATE: lead, **_calibrated_decay(setting, metrics, hyperparams, lead)}
-    # The rate before the first step is forgotten, so that it must not be observed either.
-    used = dict(metrics.hyperparams)
-    if RATE in used:
-        used[RATE] = jnp.where(metrics.step > 0, used[RATE], USUAL_RATE)
-    wanted, controller_state = setting.controller.update(
-        metrics._replace(hyperparams=used), state.controller_state, leading
+    given, (own, returned, first), (before, growth, kept) = (
+        hyperparams[RATE],
+        state.values,
+        state.last,
     )
-    # A raise on top of a rate whose moves do not show yet would be blind.
-    is_blind = is_early & (metrics.step > 0) & (metrics.num_moves == 0.0)
-    rate = jnp.where(is_blind, jnp.minimum(wanted[RATE], lead), wanted[RATE])
-    reference = state.reference
-    if isinstance(reference, jax.Array):
-        # What others made of the rate, by hand or by clipping it, is where it may be moved from.
-        reference = jnp.where(is_early, lead, _within(setting.span, reference, given))
-        rate = jnp.where(is_early, rate, _within(setting.span, rate, reference))
-    return {**wanted, RATE: rate}, CalibratedState(reference, controller_state)
+    # A bit that differs from what was returned is somebody else's change.
+    changed = own * (given / jnp.where(returned > 0.0, returned, 1.0))
+    own = jnp.where((given == returned) | (returned == 0.0), own, changed)
+    moves, unit = _unit(metrics, state.unit, given)
+    kept = jnp.where(metrics.saw_finite, jnp.minimum(_RETURN * kept, 1.0), kept)
+    is_lost = ~metrics.saw_finite & (unit[1] > 0.0)
+    kept = jnp.where(is_lost, _RETREAT * kept, kept)
+    growth = _growth(metrics, before, growth)
+    is_growing = jnp.clip((growth - _USUAL_GROWTH) / _USUAL_GROWTH, 0.0, 1.0)
+    share = setting.share + (setting.growing_share - setting.share) * is_growing
+    lead = _lead(setting, metrics, share * kept * metrics.distance, moves, given)
+    leading = {**hyperparams, RATE: own, **_calibrated_decay(setting, metrics, hyperparams, lead)}
+    wanted, controller_state = setting.controller.update(metrics, state.controller_state, leading)
+    new = setting.controller.keep_in_bounds(RATE, own, wanted[RATE])
+    if is_set(setting.span, math.inf):
+        new = jnp.clip(new, first / setting.span, first * setting.span)
+    level = jnp.where(unit[1] > 0.0, new / first, 1.0)
+    value = jnp.where(metrics.is_over, given, (lead * level).astype(given.dtype))
+    value = setting.controller.keep_in_bounds(RATE, given, value)
+    values, last = jnp.stack([new, value, first]), jnp.stack([metrics.distance, growth, kept])
+    return {**wanted, RATE: value}, CalibratedState(values, last, unit, controller_state)
 
 
-def _within(span: Number, x: jax.Array, center: jax.Array) -> jax.Array:
-    """Return x, no further from a center than by a factor."""
-    return jnp.clip(x, center / span, center * span)
+def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array:
+    """Return the average growth of the logarithm of the distance in a step, float32[]."""
+    ratio = metrics.distance / jnp.maximum(before, 1e-30)
+    now = jnp.where(before > 0.0, jnp.log(jnp.maximum(ratio, 1.0)), 0.0)
+    num_steps = jnp.maximum(metrics.num_steps, 1.0)
+    left = _GROWTH_MEMORY**num_steps
+    return left * growth + (1.0 - left) * now / num_steps
 
 
-def _is_calibrating(setting: _Calibration, metrics: Metrics) -> jax.Array:
-    """Tell whether it is early and asked at each step: by `decide` alone it begins as it is."""
-    steps = metrics.num_steps
-    is_each = jnp.where(metrics.step > 0, steps == 1.0, steps > 0.0)
-    return is_each & (metrics.step < setting.steps)
+def _unit(metrics: Metrics, unit: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return what a unit rate moves now at most, float32[], and its average, float32[2]."""
+    used = metrics.hyperparams.get(RATE, given).astype(jnp.float32)
+    moved = metrics.update_rms / jnp.maximum(used, 1e-30)
+    tells = (metrics.num_moves > 0.0) & (used > 0.0) & (moved > 0.0) & jnp.isfinite(moved)
+    moved = jnp.where(tells, moved, 0.0)
+    left = jnp.where(tells, _MEMORY**metrics.num_moves, 1.0)
+    unit = left * unit + (1.0 - left) * jnp.stack([moved, 1.0])
+    # Moves that become longer, as those of a loss that explodes, count at once.
+    return jnp.maximum(unit[0] / jnp.maximum(unit[1], 1e-30), moved), unit
 
 
-def _calibrated_rate(setting: _Calibration, metrics: Metrics, rate: jax.Array) -> jax.Array:
-    """Return the rate at which a move should have the wanted length, to be tried next."""
-    wanted = setting.target_ratio / jnp.maximum(metrics.update_ratio, 1e-30)
-    to_show = metrics.visible_rate(setting.target_ratio) / jnp.maximum(_as_float(rate), 1e-30)
-    # Where moves were seen before, an optimizer is accumulating gradients: nothing to learn.
-    unseen = jnp.where(metrics.update_norm > 0.0, 1.0, jnp.maximum(to_show, 1.0))
-    jump = jnp.where(metrics.num_moves > 0.0, wanted, unseen)
-    jump = jnp.clip(jump, 1.0 / _LARGEST_JUMP, _LARGEST_JUMP)
-    # Nothing is learned where no gradient was seen, or no step at this rate.
+def _lead(
+    setting: _Calibration,
+    metrics: Metrics,
+    wanted: jax.Array,
+    moves: jax.Array,
+    given: jax.Array,
+) -> jax.Array:
+    """Return the rate at which a move has the wanted root mean square, to be used next, float[]."""
+    used = given.astype(jnp.float32)
+    rate = wanted / jnp.maximum(moves, 1e-30)
+    rate = jnp.clip(rate, used / _LARGEST_JUMP, used * _LARGEST_JUMP)
+    # Where no move was ever seen it may be too small to show, or gradients are accumulated.
     tells = (metrics.grad_norm > 0.0) & (metrics.num_judged > 0.0)
-    jump = jnp.where(metrics.saw_finite, jnp.where(tells, jump, 1.0), _RETREAT)
-    return jnp.where(
-        metrics.step > 0, rate * jump.astype(rate.dtype), _probe(setting, metrics, rate)
-    )
-
-
-def _probe(setting: _Calibration, metrics: Metrics, rate: jax.Array) -> jax.Array:
-    steepest = metrics.steepest_rate(setting.target_ratio)
-    highest = jnp.where(steepest > 0.0, steepest, setting.probe_rate)
-    return jnp.minimum(rate, jnp.minimum(setting.probe_rate, highest).astype(rate.dtype))
+    to_show = jnp.maximum(used, metrics.visible_rate(_PROBE_RATIO))
+    blind = jnp.where(tells & metrics.saw_finite, to_show, used)
+    steepest = metrics.steepest_rate(_PROBE_RATIO)
+    probe = jnp.minimum(setting.probe_rate, jnp.where(steepest > 0.0, steepest, jnp.inf))
+    blind = jnp.where(metrics.step > 0, blind, jnp.minimum(used, probe))
+    return jnp.where(moves > 0.0, rate, blind).astype(given.dtype)
 
 
 def _calibrated_decay(
@@ -194,22 +231,13 @@ def _calibrated_decay(
 ) -> Hyperparams:
     if DECAY not in hyperparams or not is_set(setting.total_decay, 0.0):
         return {}
-    decay, rate = hyperparams[DECAY], jnp.maximum(_as_float(rate), 1e-30)
+    decay, rate = hyperparams[DECAY], jnp.maximum(rate.astype(jnp.float32), 1e-30)
     wanted = setting.total_decay * metrics.per_step / rate
     dense = _dense(setting.controller, setting.steps)
-    is_first: Any = dense(metrics.step) if callable(dense) else metrics.step < dense
+    is_first = dense(metrics.step) if callable(dense) else metrics.step < dense
     # The length of the run, if there is one, shows at the next step.
     is_near = (metrics.step == 0) & (metrics.progress >= 0.0)
-    harmless = jnp.minimum(_as_float(decay), setting.target_ratio / rate).astype(decay.dtype)
+    harmless = jnp.minimum(decay.astype(jnp.float32), _PROBE_RATIO / rate).astype(decay.dtype)
     early = jnp.where(is_near, harmless, decay)
-    return {
-        DECAY: jnp.where(
-            is_first & (metrics.progress > 0.0) & ~metrics.is_over,
-            wanted.astype(decay.dtype),
-            early,
-        )
-    }
-
-
-def _as_float(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32)
+    is_early = is_first & (metrics.progress > 0.0) & ~metrics.is_over
+    return {DECAY: jnp.where(is_early, wanted.astype(decay.dtype), early)}

@@ -1,4 +1,4 @@
-"""A wrapper: no move of the parameters is longer than a share of their norm."""
+"""A wrapper: no move of the parameters is longer than a share of the way ahead of them."""
 
 import math
 from functools import partial
@@ -15,8 +15,8 @@ _LARGEST_JUMP = 1e3
 """A bound is this many times the present value at most, however short the last move was."""
 _STILL = 10.0
 """After so many finite steps without a move a rate must be too low to show, and may be raised."""
-_LARGEST_PERSISTENCE = 0.95
-"""Cosines of successive moves count as at most this: near 1 their reach has no bound."""
+_PROBE_RATIO = 5e-2
+"""Where no move was seen, a rate at which a gradient step passes this share of the norm is high."""
 
 
 class TrustRegionState(NamedTuple):
@@ -35,43 +35,31 @@ class _Region(NamedTuple):
     """The static part of `trust_region`."""
 
     controller: Controller
-    max_ratio: Number
-    min_ratio: Number
-    ratio_power: Number
-    persistence_power: Number
+    max_share: Number
     hyperparam: str
 
 
 def trust_region(
     controller: Controller,
     *,
-    max_ratio: Number = 0.05,
-    min_ratio: Number = 0.0,
-    ratio_power: Number = 0.0,
-    persistence_power: Number = 0.0,
+    max_share: Number = 2.0,
     max_growth: Number = math.inf,
     hyperparam: str = "learning_rate",
 ) -> Controller:
-    """Clip what a controller decides, so that no move is longer than a share of the parameters.
+    """Clip what a controller decides, so that no move is longer than a share of the way ahead.
 
     The value is kept so low that the last move, scaled with it, would have been no longer than
-    `max_ratio` of the parameters' norm; both are estimated from a strided sample. A rule that sets
-    its values, such as `plateau`, keeps them, and the optimizer gets the lower of the two; one that
-    moves the values it is given, such as a policy, goes on from what the optimizer got. Where no
-    move was seen the value may only rise to one at which a move would show, where no step was
-    finite it is halved. After the end of a run of known length nothing changes any more.
+    `max_share` of the distance that the parameters have to go at least (`Metrics.distance`), root
+    mean square; both are estimated from a strided sample. A rule that sets its values, such as
+    `plateau`, keeps them, and the optimizer gets the lower of the two; one that moves the values it
+    is given, such as a policy, goes on from what the optimizer got. Where no move was seen the
+    value may only rise to one at which a move would show, where no step after a move was finite it
+    is halved. After the end of a run of known length nothing changes any more.
 
     Args:
         controller: any that steers the hyperparameter.
-        max_ratio: largest norm of a move over that of the parameters, ≥ 0.
-        min_ratio: no share that follows from the next two is below this, ≥ 0.
-        ratio_power: in a run of known length T the share is `max_ratio` times (1000/T) to this
-            power, ≥ 0: shorter runs have fewer updates to get there. Runs of fewer than 100 steps
-            count as that long.
-        persistence_power: the share is divided by ((1 + ρ)/(1 - ρ)) to this power, ≥ 0, ρ the
-            cosine of successive moves less that of move and negative gradient, kept in [0, 0.95]:
-            moves that momentum alone keeps in one direction lead further than their length tells;
-            at ½ all lead as far. Moves that still go downhill are not held back.
+        max_share: largest root mean square of a move over the distance, ≥ 0. Good runs have 0.3 in
+            the middle; from 1 on many networks fail to learn.
         max_growth: gradients are scaled down to this times the mean norm that the last decision
             saw, ≥ 1; `math.inf` for not.
         hyperparam: name of the hyperparameter that is clipped; moves must be in proportion to it.
@@ -82,24 +70,17 @@ def trust_region(
     Raises:
         ValueError: this is no controller of the hyperparameter, or a number is out of range.
 
-    Source: the ratio of update to parameters from Y. You et al., "Large Batch Training of
-    Convolutional Networks", https://arxiv.org/abs/1708.03888; the distance that correlated steps
-    lead from A. Sokal, "Monte Carlo Methods in Statistical Mechanics",
-    https://doi.org/10.1007/978-1-4899-0319-8_6.
+    Source: the distance from K. Mishchenko and A. Defazio, "Prodigy: An Expeditiously Adaptive
+    Parameter-Free Learner", https://arxiv.org/abs/2306.06101.
 
     Example:
-        >>> controller = trust_region(optax_meta.hypergradient(), max_ratio=0.02)
+        >>> controller = trust_region(optax_meta.hypergradient(), max_share=0.5)
         >>> tx = optax_meta.control_hyperparams(optax.sgd, controller)(learning_rate=0.1)
     """
     check_wrapped("trust_region", controller, hyperparam)
-    check_numbers(
-        max_ratio=max_ratio,
-        min_ratio=min_ratio,
-        ratio_power=ratio_power,
-        persistence_power=persistence_power,
-    )
+    check_numbers(max_share=max_share)
     check_number("max_growth", max_growth, 1.0)
-    setting = _Region(controller, max_ratio, min_ratio, ratio_power, persistence_power, hyperparam)
+    setting = _Region(controller, max_share, hyperparam)
     lowest = jnp.minimum if is_set(controller.max_growth, math.inf) else lambda _, new: new
     return controller._replace(
         init=partial(_init, setting),
@@ -137,22 +118,14 @@ def _update(
 def _bound(setting: _Region, metrics: Metrics, given: jax.Array) -> jax.Array:
     """Return the largest value allowed, float[]."""
     used = given.astype(jnp.float32)
-    moved = used * _room(setting, metrics)
+    room = setting.max_share * metrics.distance / jnp.maximum(metrics.update_rms, 1e-30)
+    moved = used * jnp.minimum(room, _LARGEST_JUMP)
     # Blind, it may only rise to where a move should show: then there is something to go by.
     num_finite = metrics.num_steps - metrics.num_nonfinite
-    to_show = jnp.maximum(used, metrics.visible_rate(setting.max_ratio))
+    to_show = jnp.maximum(used, metrics.visible_rate(_PROBE_RATIO))
     to_show = jnp.where(num_finite >= _STILL, _LARGEST_JUMP * used, to_show)
-    blind = jnp.where(metrics.update_norm > 0.0, used, to_show)
+    blind = jnp.where(metrics.update_rms > 0.0, used, to_show)
     largest = jnp.where(metrics.num_moves > 0.0, moved, blind)
-    return jnp.where(metrics.saw_finite, largest, 0.5 * used).astype(given.dtype)
-
-
-def _room(setting: _Region, metrics: Metrics) -> jax.Array:
-    """Return by how much the last move may be scaled and be no longer than it may."""
-    stretch = metrics.shortness**setting.ratio_power
-    stretch = jnp.where(metrics.progress > 0.0, stretch, 1.0)
-    inert = metrics.persistence - jnp.maximum(metrics.alignment, 0.0)
-    rho = jnp.clip(inert, 0.0, _LARGEST_PERSISTENCE)
-    reach = ((1.0 + rho) / (1.0 - rho)) ** setting.persistence_power
-    room = jnp.maximum(setting.max_ratio * stretch / reach, setting.min_ratio)
-    return jnp.minimum(room / jnp.maximum(metrics.update_ratio, 1e-30), _LARGEST_JUMP)
+    # Before anything moved, steps that are not finite are not this value's doing.
+    lost = jnp.where(metrics.update_rms > 0.0, 0.5 * used, used)
+    return jnp.where(metrics.saw_finite, largest, lost).astype(given.dtype)

@@ -24,12 +24,12 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 EVERY_GOOD_RUN: Wrappers = {
     "calibrated": {"span": 8.0},
     "annealed": {},
-    "trust_region": {"persistence_power": 0.4, "max_growth": 3.0},
+    "trust_region": {"max_growth": 3.0},
 }
-"""What a policy that knows nothing yet should at least live inside: a rate that moves the
-parameters, from which it cannot wander off, that falls to the end, and throws no run away. The
-numbers of the trust region are those of `any-lr-v1`; within a factor of eight either way a random
-walk still passes Optax's tests of convergence, without a bound it does not."""
+"""What a policy that knows nothing yet should at least live inside: a rate that moves parameters
+by a share of the way ahead, from which it cannot wander off, that falls to the end, and throws no
+run away. Within a factor of eight either way a random walk still passes Optax's tests of
+convergence, without a bound it does not."""
 
 
 def wrapped(controller: Controller, wrappers: Wrappers) -> Controller:

@@ -23,37 +23,24 @@ from optax_meta.writers import Writer
 
 _DECISIONS: dict[str, Any] = {"dense_steps": 20, "num_decisions": 100}
 _LEARNED_INSIDE: Wrappers = {
-    "calibrated": {"steps": 8, "target_ratio": 1e-2},
+    "calibrated": {"span": 8.0},
     "annealed": {"power": 1.0},
-    "trust_region": {"max_ratio": 0.05, "min_ratio": 1e-2, "max_growth": 3.0},
-}
-_USED_INSIDE: Wrappers = {
-    **_LEARNED_INSIDE,
-    "annealed": {"power": 2.0, "last_raise": 0.6, "raise_power": 0.5},
-    "trust_region": {
-        **_LEARNED_INSIDE["trust_region"],
-        "ratio_power": 0.25,
-        "persistence_power": 0.4,
-    },
+    "trust_region": {"max_share": 2.0, "max_growth": 3.0},
 }
 
 
 def any_lr(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
-    """Build the meta-trainer that `any-lr-v1` comes from: the learning rate of any optimizer.
+    """Build the meta-trainer that `any-lr-v2` comes from: the learning rate of any optimizer.
 
-    It learns where one update may move the parameters by a twentieth of their norm and a rate that
-    is left alone falls linearly. It is used with a margin, since a policy leans on the bound that
-    it learns under, and since what chance has taught it late in a run costs more than it brings:
-    moves that momentum carries on may be shorter, those of runs below 1000 steps longer, the fall
-    is steeper, and in the last four tenths of a run, later in a short one, no rate is raised any
-    more.
+    It starts from the distance rule, which a policy that holds follows, and learns by how much to
+    move more or less than that.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
         **options: replace what it is built with, such as `learner="evolution"`.
 
     Returns:
-        A `MetaTrainer` over all of `families.FAMILIES`.
+        A `MetaTrainer` over all of `families.FAMILIES` and three of `families.OVERFITTED`.
 
     Example:
         >>> trainer = optax_meta.meta.runs.any_lr(groups=2, rollouts=2)
@@ -66,21 +53,20 @@ def any_lr(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
         action_space=actions.learning_rate((0.5, 1 / 1.2, 1.0, 1.2, 2.0), bounds=(1e-12, 1e6)),
         wrappers=_LEARNED_INSIDE,
         **_DECISIONS,
-        hold_probability=0.7,
+        hold_probability=0.85,
     )
     families = [make() for make in FAMILIES.values()]
+    # Real runs overfit, too: what generalizes is not what fits fastest.
+    families += [OVERFITTED[name]() for name in ("few-relu", "few-deep", "few-wide")]
     # Training loss as reward teaches fast, but favours rates that fall too early: at first only.
-    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 150}
-    trainer = meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
-    return trainer._replace(
-        policy=lambda state: trainer.policy(state)._replace(wrappers=_USED_INSIDE)
-    )
+    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 40}
+    return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
 
 def adamw_lr_wd(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
-    """Build the meta-trainer of `adamw-lr-wd-v1`: learning rate and weight decay of AdamW.
+    """Build the meta-trainer of `adamw-lr-wd-v2`: learning rate and weight decay of AdamW.
 
-    It starts from the shipped `any-lr-v1`, which chooses the rate already, and learns from the loss
+    It starts from the shipped `any-lr-v2`, which chooses the rate already, and learns from the loss
     on held-out data alone.
 
     Args:
@@ -95,7 +81,7 @@ def adamw_lr_wd(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
         >>> trainer.policy(trainer.init(0)).action_space.num_actions
         15
     """
-    source = load_policy("any-lr-v1")
+    source = load_policy("any-lr-v2")
     calibrated = {**_LEARNED_INSIDE["calibrated"], "total_decay": 5.0}
     decay = actions.scale("weight_decay", (0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
     fresh = init_policy(
@@ -126,8 +112,8 @@ def _widened(source: Any, target: Any) -> Any:
 
 
 RECIPES: Mapping[str, Callable[..., MetaTrainer]] = {
-    "any-lr-v1": any_lr,
-    "adamw-lr-wd-v1": adamw_lr_wd,
+    "any-lr-v2": any_lr,
+    "adamw-lr-wd-v2": adamw_lr_wd,
 }
 """How the shipped policies are made, by name: (mesh, **options) → trainer."""
 

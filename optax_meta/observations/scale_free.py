@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta.base import Encoder, Hyperparams
-from optax_meta.checks import check_whole
 from optax_meta.metrics import USUAL_STEPS, Metrics
 from optax_meta.observations.features import finite, log, over, progress, squash
 
@@ -16,11 +15,11 @@ class ScaleFreeState(NamedTuple):
     """What the scale-free encoder remembers.
 
     Attributes:
-        memory: entries of `_Memory`, packed, float32[15].
+        memory: entries of `_Memory`, packed, float32[19].
 
     Example:
         >>> optax_meta.observations.scale_free().init().memory.shape
-        (15,)
+        (19,)
     """
 
     memory: jax.Array
@@ -38,15 +37,19 @@ class _Memory(NamedTuple):
     slowest_value: jax.Array  # average with decay 0.97
     change: jax.Array  # average of the loss's change from step to step, decay 0.8
     first_grad_norm: jax.Array
-    param_norm_base: jax.Array  # at the end of the reference period
     slow_grad_norm: jax.Array
-    slow_alignment: jax.Array
+    slow_alignment: jax.Array  # averages with decay 0.9, and of squares, for their errors
+    slow_square: jax.Array
+    slow_start_alignment: jax.Array
+    slow_start_square: jax.Array
+    last_log_distance: jax.Array
     last_log_rate: jax.Array
-    log_rate_base: jax.Array  # at the end of the reference period
+    first_log_rate: jax.Array
     highest_log_rate: jax.Array
+    last_used_log_rate: jax.Array
 
 
-def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
+def scale_free(*, weight_decay: bool = False) -> Encoder:
     """Build the encoder of features that do not depend on the scale of loss or parameters.
 
     Adding a constant to the loss or multiplying it, or storing the parameters in other units (with
@@ -72,13 +75,19 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
     `grad_norm_level`   log of the gradient norm over the first
     `alignment`         cosine of the negative gradient and the last move, mean since the decision
     `slow_alignment`    the same, averaged over decisions
-    `update_ratio`      log of the update's norm over the parameters'
-    `param_growth`      log of the parameters' norm over that of the first `reference` decisions
+    `significance`      that average over its standard error: in large networks cosines are near
+                        zero, and tell something all the same
+    `start_alignment`   as `significance`, for the way from the start in place of the last move
+    `persistence`       cosine of successive moves, mean since the decision
+    `update_ratio`      log of the root mean square of a move over the distance
+    `growth`            log of the distance over that at the last decision
+    `displacement`      log of the way from the start over the distance
     `gain_ratio`        fall of v over what gradient norm · update norm would give: realised over
                         predicted decrease
-    `last_move`         log of the rate over that before: the last action, annealing included
-    `travel`            log of the rate over that of the first `reference` decisions
-    `below_peak`        log of the rate over the highest so far
+    `last_change`       log of the used rate over that before, annealing included
+    `last_move`         log of the policy's own rate over that before: the last action
+    `travel`            log of its own rate over the first
+    `below_peak`        log of its own rate over the highest so far
     `nonfinite`         share of steps since the last decision that were not finite
     `decay`             with `weight_decay`: log of rate · weight decay · length of the run, 1000
                         steps where it is not known: how far the run shrinks the parameters
@@ -87,15 +96,10 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
     ==================  ===========================================================================
 
     Args:
-        reference: number of first decisions in which the bases of `travel`, `below_peak` and
-            `param_growth` still follow what they are the base of, ≥ 1.
         weight_decay: whether the controller steers the weight decay too and needs to see it.
 
     Returns:
-        An `Encoder` with 23 features, 25 with `weight_decay`.
-
-    Raises:
-        ValueError: `reference` is below 1.
+        An `Encoder` with 27 features, 29 with `weight_decay`.
 
     Source: L. Metz et al., "Tasks, stability, architecture, and compute: training more effective
     learned optimizers, and using them to train themselves", https://arxiv.org/abs/2009.11243, for
@@ -104,9 +108,8 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
 
     Example:
         >>> len(optax_meta.observations.scale_free().features)
-        23
+        27
     """
-    reference = check_whole("reference", reference)
     features = (
         "progress",
         "has_horizon",
@@ -124,9 +127,14 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
         "grad_norm_level",
         "alignment",
         "slow_alignment",
+        "significance",
+        "start_alignment",
+        "persistence",
         "update_ratio",
-        "param_growth",
+        "growth",
+        "displacement",
         "gain_ratio",
+        "last_change",
         "last_move",
         "travel",
         "below_peak",
@@ -135,10 +143,10 @@ def scale_free(*, reference: int = 8, weight_decay: bool = False) -> Encoder:
     )
     return Encoder(
         init=_scale_free_init,
-        update=partial(_scale_free_update, reference, weight_decay),
+        update=partial(_scale_free_update, weight_decay),
         features=features,
         name="scale_free",
-        config={"reference": reference, **({"weight_decay": True} if weight_decay else {})},
+        config={"weight_decay": True} if weight_decay else {},
         needs_alignment=True,
     )
 
@@ -148,7 +156,6 @@ def _scale_free_init() -> ScaleFreeState:
 
 
 def _scale_free_update(
-    reference: int,
     weight_decay: bool,  # noqa: FBT001 - bound by name
     metrics: Metrics,
     state: ScaleFreeState,
@@ -163,12 +170,13 @@ def _scale_free_update(
     # What the optimizer used, annealing and clipping included: that is what the losses answer to.
     used = {name: finite(metrics.hyperparams.get(name, hyperparams[name])) for name in needed}
     old = _Memory(*state.memory)
-    new = _remember(reference, metrics, old, log(used["learning_rate"]))
+    own = log(finite(hyperparams["learning_rate"]))
+    new = _remember(metrics, old, own, log(used["learning_rate"]))
     features = [
         *_time_features(metrics),
         *_loss_features(metrics, old, new),
         *_gradient_features(metrics, new),
-        *_move_features(metrics, old, new),
+        *_move_features(metrics, old),
         *_rate_features(old, new),
         2.0 * metrics.num_nonfinite / _num_steps(metrics) - 1.0,
         *(_decay_features(metrics, used, new) if weight_decay else ()),
@@ -177,16 +185,16 @@ def _scale_free_update(
     return observation, ScaleFreeState(jnp.stack(new))
 
 
-def _remember(reference: int, metrics: Metrics, old: _Memory, log_rate: jax.Array) -> _Memory:
-    """Return the running quantities after one more decision."""
+def _remember(metrics: Metrics, old: _Memory, own: jax.Array, used: jax.Array) -> _Memory:
+    """Return the running quantities after one more decision, given log-rates own and used."""
     value, grad_norm = finite(metrics.value), finite(metrics.grad_norm)
-    is_first, is_reference = _is_first(old), old.num_decisions < reference
+    is_first = _is_first(old)
 
     def average(decay: float, before: jax.Array, now: jax.Array) -> jax.Array:
         return jnp.where(is_first, now, decay * before + (1.0 - decay) * now)
 
     fast = average(0.5, old.fast_value, value)
-    highest = jnp.maximum(old.highest_log_rate, log_rate)
+    alignment, start_alignment = metrics.alignment, metrics.start_alignment
     return _Memory(
         # Until something finite was measured the first decision is still to come.
         num_decisions=jnp.where(is_first & metrics.is_empty, 0.0, old.num_decisions + 1.0),
@@ -198,12 +206,16 @@ def _remember(reference: int, metrics: Metrics, old: _Memory, log_rate: jax.Arra
         slowest_value=average(0.97, old.slowest_value, value),
         change=average(0.8, old.change, finite(metrics.value_change)),
         first_grad_norm=jnp.where(is_first, grad_norm, old.first_grad_norm),
-        param_norm_base=jnp.where(is_reference, finite(metrics.param_norm), old.param_norm_base),
         slow_grad_norm=average(0.9, old.slow_grad_norm, grad_norm),
-        slow_alignment=average(0.9, old.slow_alignment, metrics.alignment),
-        last_log_rate=log_rate,
-        log_rate_base=jnp.where(is_reference, log_rate, old.log_rate_base),
-        highest_log_rate=jnp.where(is_reference, log_rate, highest),
+        slow_alignment=average(0.9, old.slow_alignment, alignment),
+        slow_square=average(0.9, old.slow_square, alignment**2),
+        slow_start_alignment=average(0.9, old.slow_start_alignment, start_alignment),
+        slow_start_square=average(0.9, old.slow_start_square, start_alignment**2),
+        last_log_distance=log(metrics.distance),
+        last_log_rate=own,
+        first_log_rate=jnp.where(is_first, own, old.first_log_rate),
+        highest_log_rate=jnp.where(is_first, own, jnp.maximum(old.highest_log_rate, own)),
+        last_used_log_rate=used,
     )
 
 
@@ -254,26 +266,41 @@ def _gradient_features(metrics: Metrics, new: _Memory) -> tuple[jax.Array, ...]:
         jnp.tanh((grad_norm - log(new.first_grad_norm)) / 3.0),
         metrics.alignment,
         new.slow_alignment,
+        _significance(new.slow_alignment, new.slow_square, new.num_decisions),
+        _significance(new.slow_start_alignment, new.slow_start_square, new.num_decisions),
+        metrics.persistence,
     )
 
 
-def _move_features(metrics: Metrics, old: _Memory, new: _Memory) -> tuple[jax.Array, ...]:
+def _significance(mean: jax.Array, square: jax.Array, count: jax.Array) -> jax.Array:
+    """Return tanh of a quarter of an average over its standard error; 0 of fewer than three."""
+    # An average with decay 0.9 has the variance of one over nineteen; of few it is over these.
+    deviation = jnp.sqrt(jnp.maximum(square - mean**2, 1e-6))
+    error = deviation / jnp.sqrt(jnp.clip(count, 1.0, 19.0))
+    return jnp.where(count < 3.0, 0.0, jnp.tanh(mean / error / 4.0))
+
+
+def _move_features(metrics: Metrics, old: _Memory) -> tuple[jax.Array, ...]:
     predicted = finite(metrics.grad_norm) * finite(metrics.update_norm) * _num_steps(metrics)
-    growth = log(metrics.param_norm) - log(new.param_norm_base)
+    distance = log(metrics.distance)
+    growth = jnp.where(_is_first(old), 0.0, distance - old.last_log_distance)
     return (
-        # Centred on e⁻⁷, a thousandth, near which good runs move.
-        jnp.tanh((log(metrics.update_ratio) + 7.0) / 3.0),
-        jnp.tanh(growth / 3.0),
+        # Centred on what good runs have: moves of a fifth of the distance, ways of eight times it.
+        jnp.tanh((log(metrics.update_rms) - distance + 1.6) / 2.0),
+        jnp.tanh(3.0 * growth),
+        jnp.tanh((log(metrics.displacement) - distance - 2.0) / 1.5),
         squash(3.0 * over(_fall(metrics, old), predicted)),
     )
 
 
 def _rate_features(old: _Memory, new: _Memory) -> tuple[jax.Array, ...]:
-    log_rate = new.last_log_rate
+    own, used = new.last_log_rate, new.last_used_log_rate
+    is_first = _is_first(old)
     return (
-        jnp.tanh(log_rate - jnp.where(_is_first(old), log_rate, old.last_log_rate)),
-        jnp.tanh((log_rate - new.log_rate_base) / 5.0),
-        jnp.tanh((log_rate - new.highest_log_rate) / 3.0),
+        jnp.tanh(used - jnp.where(is_first, used, old.last_used_log_rate)),
+        jnp.tanh(own - jnp.where(is_first, own, old.last_log_rate)),
+        jnp.tanh((own - new.first_log_rate) / 2.0),
+        jnp.tanh((own - new.highest_log_rate) / 2.0),
     )
 
 

@@ -34,12 +34,18 @@ FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     ),
     "quadratic": quadratics,
     "product": products,
+    "wide": partial(networks, sizes=(32, 128, 128, 10), name="wide"),
+    "plain": partial(
+        networks, sizes=(16, *[24] * 8, 4), activation=jnp.tanh, classify=False, name="plain"
+    ),
     "bigram": bigrams,
+    "rare": partial(bigrams, tokens=256, width=16, name="rare"),
     "transformer": transformers,
+    "language": partial(transformers, tokens=32, length=16, width=32, name="language"),
     "drifting": drifting,
     "table": tables,
 }
-"""Families that `any-lr-v1` was trained on, by name."""
+"""Families of endless data, by name; with those of `OVERFITTED` what `any-lr-v2` was trained on."""
 
 # Each has more parameters than rows, and so can fit the noise.
 OVERFITTED: dict[str, Callable[[], TaskFamily]] = {
@@ -64,4 +70,4 @@ OVERFITTED: dict[str, Callable[[], TaskFamily]] = {
     "few-linear": partial(networks, sizes=(48, 5), batch_size=16, rows=192, name="few-linear"),
     "few-wide": partial(networks, sizes=(24, 96, 1), classify=False, rows=256, name="few-wide"),
 }
-"""Families of few noisy rows, judged on fresh ones, that `adamw-lr-wd-v1` was trained on."""
+"""Families of few noisy rows, judged on fresh ones, that `adamw-lr-wd-v2` was trained on."""

@@ -20,6 +20,8 @@ class Scales(NamedTuple):
         loss: the loss is multiplied by it, 1e-2 … 1e2.
         params: parameters are stored divided by it, 1e-3 … 1e3; 1 for half of the tasks.
         init: initial parameters are multiplied by it, 0.4 … 2.5; 0.03 … 2.5 for one task in eight.
+        unlike: arrays are stored divided by it and multiplied by it in turn, 1 … 10 for one task
+            in four, else 1: parameters of unlike scale.
 
     Example:
         >>> family = optax_meta.families.quadratics(dim=4)
@@ -30,18 +32,22 @@ class Scales(NamedTuple):
     loss: jax.Array
     params: jax.Array
     init: jax.Array
+    unlike: jax.Array
 
 
 def draw_scales(key: jax.Array) -> Scales:
     """Draw the units of one task."""
-    loss_key, units_key, is_scaled_key, init_key, is_small_key = jax.random.split(key, 5)
-    units = 10.0 ** jax.random.uniform(units_key, minval=-3.0, maxval=3.0)
+    keys = iter(jax.random.split(key, 7))
+    units = 10.0 ** jax.random.uniform(next(keys), minval=-3.0, maxval=3.0)
     # One task in eight may start near zero, where the parameters' norm tells little of their scale.
-    smallest = jnp.where(jax.random.bernoulli(is_small_key, 0.125), -1.5, -0.4)
+    smallest = jnp.where(jax.random.bernoulli(next(keys), 0.125), -1.5, -0.4)
     return Scales(
-        loss=10.0 ** jax.random.uniform(loss_key, minval=-2.0, maxval=2.0),
-        params=jnp.where(jax.random.bernoulli(is_scaled_key), units, 1.0),
-        init=10.0 ** jax.random.uniform(init_key, minval=smallest, maxval=0.4),
+        loss=10.0 ** jax.random.uniform(next(keys), minval=-2.0, maxval=2.0),
+        params=jnp.where(jax.random.bernoulli(next(keys)), units, 1.0),
+        init=10.0 ** jax.random.uniform(next(keys), minval=smallest, maxval=0.4),
+        unlike=jnp.where(
+            jax.random.bernoulli(next(keys), 0.25), 10.0 ** jax.random.uniform(next(keys)), 1.0
+        ),
     )
 
 
@@ -67,11 +73,18 @@ def scaled_task(
         judged_on: the batch that the run is judged on, without noise where that is known.
     """
 
+    def in_units(params: Any, factor: jax.Array, *, inverted: bool) -> Any:
+        """Multiply by a factor and, in turn, by `unlike` and by one over it."""
+        leaves, tree = jax.tree.flatten(params)
+        unlike = (scales.unlike, 1.0 / scales.unlike)
+        scaled = [p * (factor * unlike[(i + inverted) % 2]) for i, p in enumerate(leaves)]
+        return jax.tree.unflatten(tree, scaled)
+
     def scaled_loss(params: Any, batch: Any) -> jax.Array:
-        return scales.loss * loss(jax.tree.map(lambda p: scales.params * p, params), batch)
+        return scales.loss * loss(in_units(params, scales.params, inverted=False), batch)
 
     def scaled_init(key: jax.Array) -> Any:
-        return jax.tree.map(lambda p: p * (scales.init / scales.params), init(key))
+        return in_units(init(key), scales.init / scales.params, inverted=True)
 
     return Task(
         name=name,

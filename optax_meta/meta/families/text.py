@@ -20,13 +20,16 @@ Batch = tuple[jax.Array, jax.Array]
 """Tokens, int32[B, …], and classes of that shape, or their probabilities, float32[B, …, C]."""
 
 
-def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskFamily:
+def bigrams(
+    *, tokens: int = 24, width: int = 12, batch_size: int = 64, name: str = "bigram"
+) -> TaskFamily:
     """Learn the transitions of a random Markov chain with an embedding and a linear head.
 
     Args:
         tokens: size of the vocabulary.
         width: of the embedding.
         batch_size: fresh transitions a step.
+        name: of the family.
 
     Returns:
         A `TaskFamily`.
@@ -52,7 +55,7 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
     def build(drawn: _Chain) -> Task:
         first, logits = drawn.observe(EVALUATION_SIZE, jax.random.key(drawn.evaluation))
         return scaled_task(
-            "bigram",
+            name,
             drawn.scales,
             init=init,
             draw=drawn.draw,
@@ -61,7 +64,7 @@ def bigrams(*, tokens: int = 24, width: int = 12, batch_size: int = 64) -> TaskF
             judged_on=(first, jax.nn.softmax(logits)),
         )
 
-    return TaskFamily("bigram", f"bigrams of {tokens} tokens", sample, build)
+    return TaskFamily(name, f"bigrams of {tokens} tokens", sample, build)
 
 
 class _Bigram(TypedDict):
@@ -110,7 +113,12 @@ def _bigram_loss(params: _Bigram, batch: Batch) -> jax.Array:
 
 
 def transformers(
-    *, tokens: int = 16, length: int = 8, width: int = 16, batch_size: int = 4
+    *,
+    tokens: int = 16,
+    length: int = 8,
+    width: int = 16,
+    batch_size: int = 4,
+    name: str = "transformer",
 ) -> TaskFamily:
     """Predict classes that depend on a token and on another one some places before it.
 
@@ -123,6 +131,7 @@ def transformers(
         length: tokens of a sequence, ≥ 2.
         width: of the embeddings.
         batch_size: fresh sequences a step.
+        name: of the family.
 
     Returns:
         A `TaskFamily`.
@@ -152,7 +161,7 @@ def transformers(
     def build(drawn: _Language) -> Task:
         x, logits = drawn.observe(EVALUATION_SIZE, length, jax.random.key(drawn.evaluation))
         return scaled_task(
-            "transformer",
+            name,
             drawn.scales,
             init=lambda key: _init_transformer(tokens, length, width, key),
             draw=lambda count, key: draw(drawn, count, key),
@@ -161,7 +170,7 @@ def transformers(
             judged_on=(x, jax.nn.softmax(logits)),
         )
 
-    return TaskFamily("transformer", f"attention over {length} of {tokens} tokens", sample, build)
+    return TaskFamily(name, f"attention over {length} of {tokens} tokens", sample, build)
 
 
 class _Language(NamedTuple):
