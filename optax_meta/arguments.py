@@ -15,13 +15,13 @@ _AddParser = Callable[..., argparse.ArgumentParser]
 
 # Named here too, since `--help` must answer before JAX is loaded; a test compares them.
 TASKS = ("digits", "digits-conv", "quadratic")
-RECIPES = ("any-lr-v1", "adamw-lr-wd-v1")
+RECIPES = ("any-lr-v2", "adamw-lr-wd-v2")
 METHODS = (
     "constant",
     "plateau",
     "warmup-plateau",
     "hypergradient",
-    "any-lr-v1",
+    "any-lr-v2",
     "reinforce",
     "random-walk",
 )

@@ -44,7 +44,7 @@ def available_policies() -> tuple[str, ...]:
     """Return the names of the policies that come with the package, for `load_policy`.
 
     Example:
-        >>> "any-lr-v1" in optax_meta.available_policies()
+        >>> "any-lr-v2" in optax_meta.available_policies()
         True
     """
     return tuple(sorted(path.stem for path in _SHIPPED.glob(f"*{_SUFFIX}")))
@@ -121,7 +121,7 @@ def load_policy(name_or_path: str | os.PathLike[str], *, encoder: Encoder | None
         >>> optax_meta.load_policy("missing.policy")
         Traceback (most recent call last):
         ValueError: cannot read the policy file `missing.policy`: no such file; choose from \
-adamw-lr-wd-v1, any-lr-v1
+adamw-lr-wd-v2, any-lr-v2
     """
     path = _path(name_or_path)
     try:
@@ -151,7 +151,7 @@ def as_policy(policy: Policy | str | os.PathLike[str]) -> Policy:
         ValueError: it is something else, or cannot be read.
 
     Example:
-        >>> optax_meta.checkpoints.as_policy("any-lr-v1").num_decisions
+        >>> optax_meta.checkpoints.as_policy("any-lr-v2").num_decisions
         100
     """
     if isinstance(policy, (str, os.PathLike)):
@@ -176,7 +176,7 @@ def read_card(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: there is no such file, or it is damaged.
 
     Example:
-        >>> optax_meta.checkpoints.read_card("any-lr-v1")["encoder"]["name"]
+        >>> optax_meta.checkpoints.read_card("any-lr-v2")["encoder"]["name"]
         'scale_free'
     """
     path = _path(name_or_path)

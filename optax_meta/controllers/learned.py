@@ -58,7 +58,7 @@ def learned(
             argument is out of range.
 
     Example:
-        >>> controller = optax_meta.learned("any-lr-v1", total_steps=1000)
+        >>> controller = optax_meta.learned("any-lr-v2", total_steps=1000)
         >>> tx = optax_meta.control_hyperparams(optax.adamw, controller)(weight_decay=0.1)
     """
     policy = as_policy(policy)

@@ -59,7 +59,7 @@ def any_lr(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
     # Real runs overfit, too: what generalizes is not what fits fastest.
     families += [OVERFITTED[name]() for name in ("few-relu", "few-deep", "few-wide")]
     # Training loss as reward teaches fast, but favours rates that fall too early: at first only.
-    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 40}
+    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 60}
     return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
 
 

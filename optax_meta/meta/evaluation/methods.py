@@ -48,7 +48,7 @@ def _hypergradient(names: tuple[str, ...], steps: int, seed: jax.Array) -> Contr
 
 def _any_lr(names: tuple[str, ...], steps: int, seed: jax.Array) -> Controller:
     del names, seed
-    return learned(load_policy("any-lr-v1"), total_steps=steps)
+    return learned(load_policy("any-lr-v2"), total_steps=steps)
 
 
 def _reinforce(names: tuple[str, ...], steps: int, seed: jax.Array, **options: Any) -> Controller:
@@ -63,7 +63,7 @@ METHODS: Mapping[str, Callable[[tuple[str, ...], int, jax.Array], Controller]] =
     "plateau": _plateau,
     "warmup-plateau": _warmup_plateau,
     "hypergradient": _hypergradient,
-    "any-lr-v1": _any_lr,
+    "any-lr-v2": _any_lr,
     "reinforce": _reinforce,
     # The same actions, drawn evenly and never learned from: what learning must beat.
     "random-walk": partial(_reinforce, start="uniform", policy_learning_rate=0.0, wrappers={}),
