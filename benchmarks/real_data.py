@@ -13,7 +13,6 @@ or a folder that it lies in:
 
 import csv
 import functools
-import gzip
 import importlib.metadata
 import importlib.util
 import io
@@ -93,12 +92,12 @@ def shuttle(half: Half) -> Split:
         MissingDataError: `river` is not installed.
     """
     path = _inside("river", "datasets/shuttle.csv.gz")
-    table = np.loadtxt(gzip.open(path, "rt"), np.float32, delimiter=",", skiprows=1)
+    table = np.loadtxt(path, np.float32, delimiter=",", skiprows=1)
     # A few readings are a thousand times the others: ranks' spread, not the deviation, scales.
     low, middle, high = np.quantile(table, [0.1, 0.5, 0.9], axis=0)
     x = np.clip((table - middle) / np.maximum(high - low, 1.0), -5.0, 5.0).astype(np.float32)
     edges = np.quantile(table, np.arange(0.1, 1.0, 0.1), axis=0)
-    y = np.sum(table[None] > edges[:, None], axis=0, dtype=np.int32)
+    y = np.asarray(np.sum(table[None] > edges[:, None], axis=0), np.int32)
     order = np.random.default_rng(0).permutation(len(table))
     mine = order[HALVES.index(half) :: 2]
     cut = len(mine) // 5

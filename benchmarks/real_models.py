@@ -147,7 +147,7 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Return float32[batch, length, symbols] for integers[batch, length]."""
-        h = nn.Embed(self.symbols, self.width // 2)(tokens)
+        h: Any = nn.Embed(self.symbols, self.width // 2)(tokens)
         for _ in range(self.depth):
             h = nn.RNN(nn.OptimizedLSTMCell(self.width))(h)
         return nn.Dense(self.symbols)(h)
