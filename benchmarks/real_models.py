@@ -72,8 +72,8 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return float32[batch, classes] for float32[batch, columns]."""
-        h = nn.Dense(self.width)(x)
+        """Return float32[batch, classes] for float32[batch, …]."""
+        h = nn.Dense(self.width)(x.reshape(x.shape[0], -1))
         for _ in range(self.depth):
             hidden = nn.relu(nn.Dense(self.width)(nn.LayerNorm()(h)))
             h += nn.Dense(self.width)(hidden)

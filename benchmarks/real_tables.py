@@ -47,10 +47,10 @@ def geometric(values: Sequence[float]) -> float | None:
     return float(np.exp(np.mean(np.log(values)))) if values else None
 
 
-def accuracy(cell: Cell, method: str) -> float:
-    """Return the mean held-out accuracy."""
-    found = np.array(cell["methods"][method]["test_accuracy"], float)
-    return float(np.mean(np.nan_to_num(found)))
+def accuracy(cell: Cell, method: str) -> float | None:
+    """Return the mean held-out accuracy, None where there is none."""
+    found = cell["methods"][method].get("test_accuracy")
+    return None if found is None else float(np.mean(np.nan_to_num(np.array(found, float))))
 
 
 def scores(cells: Sequence[Cell]) -> str:
@@ -64,11 +64,13 @@ def scores(cells: Sequence[Cell]) -> str:
 def _score(method: str, cells: Sequence[Cell]) -> tuple[float, tuple[str, ...]]:
     ratios = [ratio(cell, method) for cell in cells]
     excess = [x for x in (excess_ratio(cell, method) for cell in cells) if x is not None]
-    gain = np.mean([accuracy(cell, method) - accuracy(cell, "sweep") for cell in cells])
+    pairs = [(accuracy(cell, method), accuracy(cell, "sweep")) for cell in cells]
+    gains = [mine - best for mine, best in pairs if mine is not None and best is not None]
+    gain = f"{np.mean(gains):+.1%}" if gains else "–"
     diverged = np.mean([cell["methods"][method]["diverged"] for cell in cells])
     mean = geometric(ratios) or np.inf
     shown = (number(mean, 3), number(max(ratios), 2), number(geometric(excess)))
-    return mean, (label(method), *shown, f"{gain:+.1%}", f"{diverged:.0%}", str(len(cells)))
+    return mean, (label(method), *shown, gain, f"{diverged:.0%}", str(len(cells)))
 
 
 def losses(cells: Sequence[Cell], methods: Sequence[str]) -> str:
@@ -84,7 +86,8 @@ def losses(cells: Sequence[Cell], methods: Sequence[str]) -> str:
 def _loss(cell: Cell, method: str) -> str:
     if method not in cell["methods"]:
         return "–"
-    return f"{mean_loss(cell, method):.3f} ({accuracy(cell, method):.1%})"
+    found, share = f"{mean_loss(cell, method):.3f}", accuracy(cell, method)
+    return found if share is None else f"{found} ({share:.1%})"
 
 
 def read(half: str) -> list[dict[str, Any]]:
