@@ -16,12 +16,19 @@ folder as soon as it is finished, and made again where cell or method has change
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# One core a run: several commands share a folder, and the last bits do not depend on the machine.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
 
 import readme
 from frozen import contender
@@ -140,6 +147,12 @@ def _lost(all_runs: Mapping[str, Runs], name: str, kind: str, rate: float) -> fl
     return final_loss(all_runs[name](kind, Contender.from_schedule(kind), SWEEP_SEED, rate))
 
 
+def written(results: Any) -> str:
+    """Return JSON with a line for each list of numbers."""
+    text = json.dumps(results, indent=1)
+    return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
+
+
 def as_json(runs: Runs, part: dict[str, Any]) -> dict[str, Any]:
     """Return a cell with all that was found in it."""
     cell, task = runs.cell, runs.cell.make()
@@ -228,7 +241,7 @@ def main() -> None:
     if options.write:
         results = {"half": options.half, "seeds": options.seeds, "versions": library_versions()}
         path = HERE / f"real-{options.half}.json"
-        path.write_text(json.dumps(results | {"cells": cells}, indent=1) + "\n")
+        path.write_text(written(results | {"cells": cells}))
         readme.write()
 
 

@@ -7,6 +7,7 @@ most 250 steps breaks: about half of the loss is twice the score.
 """
 
 import functools
+import importlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -122,7 +123,7 @@ def _returns(rewards: jax.Array) -> jax.Array:
 
 def _environment() -> Any:
     try:
-        import gymnax
+        gymnax = importlib.import_module("gymnax")
     except ImportError as error:
         raise MissingDataError(
             "MinAtar's Breakout lies in `gymnax`, which asks for jax < 0.12 and needs `six`: "

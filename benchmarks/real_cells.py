@@ -92,8 +92,8 @@ CELLS = {
         _reported("gpt-muon", text, GPT(64, 3), "muon", 1000, 4, 64, 48),
         _reported("gpt-large-adamw", text, GPT(128, 3), "adamw", 800, 4, 128, 48),
         _reported("lstm-adamw", text, LSTM(96, 2), "adamw", 1000, 12, 96, 32),
-        _reported("shuttle-rmsprop", sensors, MLP((256, 256, 256, 10)), "rmsprop", 5000, 64, 256),
-        _reported("lora-adamw", tuned_adapters, MLP((256, 256, 256, 10)), "adamw", 1500, 32, 256),
+        _reported("shuttle-rmsprop", sensors, MLP((224, 224, 224, 10)), "rmsprop", 5000, 64, 224),
+        _reported("lora-adamw", tuned_adapters, MLP((320, 160, 10)), "adamw", 2000, 32, 320),
         _reported("actor-rmsprop", breakout, ActorCritic(16, 64), "rmsprop", 600, 8, 64),
     )
 }

@@ -124,7 +124,7 @@ def _moves(factory: Factory, run: Run, settings: Any) -> optax.GradientTransform
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wanted = share * (1.0 - state / run.steps)
-        whole, moved = optax.global_norm(params), optax.global_norm(updates)
+        whole, moved = optax.tree.norm(params), optax.tree.norm(updates)
         num = sum(x.size for x in jax.tree.leaves(params))
 
         def scaled(update: jax.Array, param: jax.Array) -> jax.Array:

@@ -13,6 +13,16 @@ _CAP = 10.0
 _LEAST_EXCESS = 0.01
 """Of the sweep's loss: where less could be had beyond it, excess says nothing."""
 
+SHOWN = (
+    "sweep",
+    "best single schedule",
+    "prodigy + linear",
+    "moves of the norm, best constant",
+    "moves of each matrix, best constant",
+    "any-lr-v1",
+)
+"""Methods that the losses themselves are shown of."""
+
 Cell = Mapping[str, Any]
 
 
@@ -94,3 +104,15 @@ def read(half: str) -> list[dict[str, Any]]:
     """Return the cells of a half that were written, none before the first time."""
     path = HERE / f"real-{half}.json"
     return json.loads(path.read_text())["cells"] if path.exists() else []
+
+
+def half_scores(half: str) -> str:
+    """Return the scores of a half for a page."""
+    cells = read(half)
+    return scores(cells) if cells else f"To come: `python benchmarks/real.py --half {half} --write`"
+
+
+def half_losses(half: str) -> str:
+    """Return the losses of a half for a page: of the best methods, and of the shipped policy."""
+    cells = read(half)
+    return losses(cells, SHOWN) if cells else "To come."
