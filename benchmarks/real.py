@@ -19,7 +19,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,19 @@ os.environ.setdefault(
 
 import readme
 from frozen import contender
-from real_cells import CELLS, Cell
+from real_cells import CELLS
 from real_data import HALVES, MissingDataError
-from real_rivals import METHODS, SHARE_KINDS, SHARES, moves, rivals
-from real_running import Figures, Runs, final_loss, has_diverged, num_parameters
-from real_sweep import SWEEP_SEED, Sweep, best, best_single, swept
+from real_judging import (
+    MOVES,
+    SINGLE,
+    Found,
+    add_best_moves,
+    add_best_single,
+    as_json,
+    judged,
+)
+from real_rivals import METHODS
+from real_running import Runs
 from real_tables import scores
 
 import optax_meta
@@ -44,11 +52,6 @@ from optax_meta.meta.protocol import Contender
 from optax_meta.meta.versions import library_versions
 
 HERE = Path(__file__).parent
-LONGER = 4
-"""So many times its steps the best schedule of a cell runs, to see what could be had."""
-SINGLE = "best single schedule"
-MOVES = "moves"
-"""Name of all methods that move by a share of the norm."""
 FAST_METHODS = ("prodigy + linear",)
 
 
@@ -67,105 +70,17 @@ def _evaluated(code: str, run: Any) -> optax_meta.Controller:
     return eval(code, {"optax_meta": optax_meta, "run": run})  # noqa: S307, the user's own
 
 
-def seeds_of(runs: Runs, method: str, made: Contender, options: Any, **rate: Any) -> list[Figures]:
-    """Return a method's runs on the seeds that are scored."""
-    return [runs(method, made, seed, **rate) for seed in range(options.seeds)]
-
-
-def first_part(runs: Runs, options: Any, ours: Mapping[str, Contender]) -> dict[str, Any]:
-    """Return what one cell gives by itself: its sweep, and methods that need no other cell."""
-    known = {} if not options.fast else known_best(runs.cell)
-    sweep = {} if known else swept(runs)
-    kind, rate = known.get("best") or best(sweep)
-    schedule = Contender.from_schedule(kind)
-    found = {"sweep": seeds_of(runs, kind, schedule, options, rate=rate)}
-    every = rivals(runs.cell, runs.steps)
-    chosen = {
-        n: m for n, m in every.items() if n.partition(" ")[0] == MOVES and wants(options, MOVES)
-    }
-    chosen |= {n: m for n, m in every.items() if n in METHODS and wants(options, n)}
-    for name, method in {**ours, **chosen}.items():
-        found[name] = seeds_of(runs, name, method, options)
-    part: dict[str, Any] = {"sweep": sweep, "best": (kind, rate), "runs": found}
-    if not options.fast:
-        longer = runs._replace(steps=LONGER * runs.steps)
-        part["longer"] = final_loss(longer(kind, schedule, SWEEP_SEED, rate))
-    if wants(options, MOVES):
-        part["shares"] = {kind: swept_shares(runs, kind) for kind in SHARE_KINDS}
-    return part
-
-
-def swept_shares(runs: Runs, kind: str) -> dict[float, float]:
-    """Return the losses of moves by each share, on the seed of the sweep."""
-    return {
-        share: final_loss(runs(f"moves {share:g} {kind}", moves(share, kind), SWEEP_SEED))
-        for share in SHARES
-    }
-
-
-def known_best(cell: Cell) -> dict[str, Any]:
-    """Return the best schedule that was written for a cell, if any."""
-    path = HERE / f"real-{cell.half}.json"
+def known_best(half: str) -> dict[str, tuple[str, float]]:
+    """Return the best schedules that were written for the cells of a half, by name."""
+    path = HERE / f"real-{half}.json"
     cells = json.loads(path.read_text())["cells"] if path.exists() else []
-    return next(({"best": tuple(c["best"])} for c in cells if c["name"] == cell.name), {})
-
-
-def wants(options: Any, method: str) -> bool:
-    """Return whether a method was asked for."""
-    return method in options.methods
-
-
-def add_best_of_all(
-    all_runs: Mapping[str, Runs], parts: Mapping[str, dict[str, Any]], options: Any
-) -> None:
-    """Add to the cells' runs those methods that have one number for many cells, in hindsight."""
-    if wants(options, MOVES):
-        for kind in SHARE_KINDS:
-            sweeps: dict[str, Sweep] = {n: {kind: p["shares"][kind]} for n, p in parts.items()}
-            _, share = best_single(sweeps, lambda *_: 0.0)
-            for name, runs in all_runs.items():
-                method = f"moves {share:g} {kind}"
-                runs_of = seeds_of(runs, method, moves(share, kind), options)
-                parts[name]["runs"][f"moves {kind}, best constant"] = runs_of
-                parts[name].setdefault("constants", {})[kind] = share
-    if not wants(options, SINGLE):
-        return
-    for optimizer in {runs.cell.optimizer for runs in all_runs.values()}:
-        mine = {n: r for n, r in all_runs.items() if r.cell.optimizer == optimizer}
-        if len(mine) < 2:
-            continue  # its own sweep
-        kind, rate = best_single(
-            {name: parts[name]["sweep"] for name in mine}, partial(_lost, all_runs)
-        )
-        for name, runs in mine.items():
-            made = Contender.from_schedule(kind)
-            parts[name]["runs"][SINGLE] = seeds_of(runs, kind, made, options, rate=rate)
-            parts[name]["single"] = (kind, rate)
-
-
-def _lost(all_runs: Mapping[str, Runs], name: str, kind: str, rate: float) -> float:
-    return final_loss(all_runs[name](kind, Contender.from_schedule(kind), SWEEP_SEED, rate))
+    return {cell["name"]: tuple(cell["best"]) for cell in cells}
 
 
 def written(results: Any) -> str:
     """Return JSON with a line for each list of numbers."""
     text = json.dumps(results, indent=1)
     return re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
-
-
-def as_json(runs: Runs, part: dict[str, Any]) -> dict[str, Any]:
-    """Return a cell with all that was found in it."""
-    cell, task = runs.cell, runs.cell.make()
-    about = {"name": cell.name, "description": task.description, "optimizer": cell.optimizer}
-    about |= {"steps": runs.steps, "batch": cell.batch, "parameters": num_parameters(task)}
-    made = part.pop("runs")
-    names = sorted({name for figures in made["sweep"] for name in figures})
-    methods = {
-        method: {name: [figures.get(name) for figures in found] for name in names}
-        | {"diverged": [has_diverged(figures) for figures in found]}
-        for method, found in made.items()
-    }
-    return about | part | {"methods": methods}
 
 
 @contextmanager
@@ -207,38 +122,44 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     if options.write and (options.cells or options.methods or options.steps or options.fast):
         parser.error("--write is for all cells, methods and steps of a half")
+    if options.fast and {MOVES, SINGLE} & set(options.methods or ()):
+        parser.error(f"`{MOVES}` and `{SINGLE}` are chosen by a sweep, which --fast leaves out")
     if options.methods is None:
         options.methods = list(FAST_METHODS if options.fast else every)
     options.seeds = options.seeds or (1 if options.fast else 3)
     return options
 
 
-def judged(options: argparse.Namespace) -> list[dict[str, Any]]:
+def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is missing, and return the cells."""
     ours = policies(options.policies) | controllers(options.controllers)
     names = options.cells or [name for name, cell in CELLS.items() if cell.half == options.half]
-    all_runs, parts = {}, {}
+    known = known_best(options.half) if options.fast else {}
+    found: dict[str, Found] = {}
     with progress(len(names)) as (announce, advance):
         for name in names:
             cell = CELLS[name]
             runs = Runs(cell, options.folder, options.steps or cell.steps, {}, announce)
+            wanted = options.methods, options.seeds, known.get(name)
             try:
-                parts[name] = first_part(runs, options, ours)
+                found[name] = judged(runs, ours, *wanted)
             except MissingDataError as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
-            else:
-                all_runs[name] = runs._replace(compiled={})  # programs of one cell at a time
             advance()
-        add_best_of_all(all_runs, parts, options)
-    return [as_json(all_runs[name], part) for name, part in parts.items()]
+        if MOVES in options.methods:
+            add_best_moves(found, options.seeds)
+        if SINGLE in options.methods:
+            add_best_single(found, options.seeds)
+    return [as_json(cell) for cell in found.values()]
 
 
 def main() -> None:
     """Run, print and write."""
     options = parsed()
-    cells = judged(options)
+    cells = run_all(options)
     print(scores(cells))
     if options.write:
+        assert len(cells) == sum(cell.half == options.half for cell in CELLS.values())
         results = {"half": options.half, "seeds": options.seeds, "versions": library_versions()}
         path = HERE / f"real-{options.half}.json"
         path.write_text(written(results | {"cells": cells}))

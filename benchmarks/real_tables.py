@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from wording import label, number, table
+from wording import label, number, table, within
 
 HERE = Path(__file__).parent
 _CAP = 10.0
+_DRAWS = 500
 _LEAST_EXCESS = 0.01
 """Of the sweep's loss: where less could be had beyond it, excess says nothing."""
 
@@ -26,11 +27,16 @@ SHOWN = (
 Cell = Mapping[str, Any]
 
 
-def mean_loss(cell: Cell, method: str) -> float:
-    """Return a method's loss over seeds; a run that diverged counts as one that did nothing."""
+def losses_of(cell: Cell, method: str) -> np.ndarray:
+    """Return a method's losses, float64[S]; a run that diverged counts as one that did nothing."""
     found = cell["methods"][method]
     triples = zip(found["loss"], found["initial"], found["diverged"], strict=True)
-    return float(np.mean([initial if bad else loss for loss, initial, bad in triples]))
+    return np.array([initial if bad else loss for loss, initial, bad in triples])
+
+
+def mean_loss(cell: Cell, method: str) -> float:
+    """Return the mean of `losses_of`."""
+    return float(losses_of(cell, method).mean())
 
 
 def ratio(cell: Cell, method: str) -> float:
@@ -57,6 +63,18 @@ def geometric(values: Sequence[float]) -> float | None:
     return float(np.exp(np.mean(np.log(values)))) if values else None
 
 
+def interval(cells: Sequence[Cell], method: str) -> tuple[float, float]:
+    """Return where the geometric mean of the ratios lies, 95 %, by a bootstrap over seeds."""
+    pairs = [(losses_of(cell, method), losses_of(cell, "sweep")) for cell in cells]
+    draws = np.random.default_rng(0)
+    found = []
+    for _ in range(_DRAWS):
+        drawn = [(x[k], y[k]) for x, y in pairs for k in [draws.integers(0, len(x), len(x))]]
+        found.append(geometric([float(x.mean() / y.mean()) for x, y in drawn]))
+    low, high = np.percentile(np.array(found, float), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def accuracy(cell: Cell, method: str) -> float | None:
     """Return the mean held-out accuracy, None where there is none."""
     found = cell["methods"][method].get("test_accuracy")
@@ -79,7 +97,8 @@ def _score(method: str, cells: Sequence[Cell]) -> tuple[float, tuple[str, ...]]:
     gain = f"{np.mean(gains):+.1%}" if gains else "–"
     diverged = np.mean([cell["methods"][method]["diverged"] for cell in cells])
     mean = geometric(ratios) or np.inf
-    shown = (number(mean, 3), number(max(ratios), 2), number(geometric(excess)))
+    whole = f"{mean:.3f} {within(interval(cells, method), 3)}"
+    shown = (whole, number(max(ratios), 2), number(geometric(excess)))
     return mean, (label(method), *shown, gain, f"{diverged:.0%}", str(len(cells)))
 
 

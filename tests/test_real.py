@@ -30,7 +30,7 @@ def judged(monkeypatch, folder, *arguments):
     import real
 
     monkeypatch.setattr(sys, "argv", ["real.py", "--folder", str(folder), *arguments])
-    return real.judged(real.parsed())
+    return real.run_all(real.parsed())
 
 
 @needs("mlxtend")
