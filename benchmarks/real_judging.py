@@ -4,6 +4,7 @@ Most methods need one cell alone. Some have one number for many cells, the best 
 come last.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ def judged(
         longer = runs._replace(steps=LONGER * runs.steps)
         about["longer"] = loss_of(longer, kind, rate)
     shares = {k: _swept_shares(runs, k) for k in SHARE_KINDS} if MOVES in wanted else {}
-    _forget_all_but(runs, schedule, moves(1.0, SHARE_KINDS[0]))
+    _forget_all_but(runs, schedule, *(moves(1.0, kind) for kind in SHARE_KINDS))
     return Found(runs, sweep, (kind, rate), shares, methods, about)
 
 
@@ -144,8 +145,13 @@ def as_json(found: Found) -> dict[str, Any]:
     about |= {"sweep": found.sweep, "best": found.best, "shares": found.shares, **found.about}
     names = sorted({name for figures in found.methods["sweep"] for name in figures})
     methods = {
-        method: {name: [figures[name] for figures in runs] for name in names}
+        method: {name: [_finite(figures[name]) for figures in runs] for name in names}
         | {"diverged": [has_diverged(figures) for figures in runs]}
         for method, runs in found.methods.items()
     }
     return about | {"methods": methods}
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as JSON can hold it."""
+    return value if math.isfinite(value) else None

@@ -20,7 +20,7 @@ from optax_meta.meta.protocol import Contender, Factory, Run
 
 SHARES = (0.001, 0.003, 0.01, 0.03)
 """Of the norm, for the constant that serves all cells best."""
-SHARE_KINDS = ("of the norm", "of each matrix")
+SHARE_KINDS = ("of the norm", "of each matrix", "of each matrix, norms kept")
 _LARGEST_SHARE = 0.05
 _DECAY = 0.1
 
@@ -111,12 +111,37 @@ def moves(share: float, kind: str) -> Contender:
 
     Args:
         share: η, of the norm; 0.01 for 1 %.
-        kind: out of `SHARE_KINDS`; each leaf by itself in the second, where leaves smaller than the
-            average count as that, since biases start at 0.
+        kind: out of `SHARE_KINDS`; each leaf by itself but for the first, where leaves smaller than
+            the average count as that, since biases start at 0. The last is "Hyperball" itself:
+            matrices are scaled back to their norm after every move.
 
     Source: "Hyperball", https://arxiv.org/abs/2606.16899.
     """
+    if kind == SHARE_KINDS[-1]:
+        return Contender(_hyperball, settings=(share,), any_start=True)
     return Contender(_moves, settings=(share, SHARE_KINDS.index(kind)), any_start=True)
+
+
+def _hyperball(factory: Factory, run: Run, settings: Any) -> optax.GradientTransformation:
+    free = _moves(factory, run, (*settings, 1))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = free.update(updates, state, params)
+        least = 0.1 * optax.tree.norm(params) / sum(x.size for x in jax.tree.leaves(params)) ** 0.5
+
+        def kept(update: jax.Array, param: jax.Array) -> jax.Array:
+            before, after = (
+                jnp.linalg.norm(param.ravel()),
+                jnp.linalg.norm((param + update).ravel()),
+            )
+            # What starts at 0, as half of an adapter does, has to grow first.
+            is_kept = (param.ndim > 1) & (before > least * param.size**0.5)
+            factor = jnp.where(is_kept, before / jnp.maximum(after, 1e-30), 1.0)
+            return factor * (param + update) - param
+
+        return jax.tree.map(kept, updates, params), state
+
+    return optax.GradientTransformation(free.init, update)
 
 
 def _moves(factory: Factory, run: Run, settings: Any) -> optax.GradientTransformation:

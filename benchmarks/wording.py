@@ -29,6 +29,8 @@ LABELS = {
     "greedy": "GreedyLR's rule",
     "moves of the norm, by law": "moves η of the norm, η by a published law",
     "moves of each matrix, by law": "moves η of each matrix, η by a published law",
+    "moves of each matrix, norms kept, by law": "Hyperball, η by a published law",
+    "moves of each matrix, norms kept, best constant": "Hyperball, best η for all cells",
     "moves of the norm, best constant": "moves η of the norm, best η for all cells",
     "moves of each matrix, best constant": "moves η of each matrix, best η for all cells",
 }

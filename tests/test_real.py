@@ -192,6 +192,21 @@ def test_moves_are_a_share_of_the_norm():
             assert jnp.isclose(got, 0.01 * (1.0 - step / 10) * wanted)
 
 
+def test_hyperball_keeps_the_norm_of_a_matrix():
+    from real_rivals import SHARE_KINDS, moves
+
+    params = {"w": jnp.full((3, 4), 2.0), "up": jnp.zeros((2, 2)), "b": jnp.ones(4)}
+    grads = jax.tree.map(lambda x: jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape), params)
+    run = Run(jnp.float32(1.0), jnp.int32(10), jnp.uint32(0))
+    tx = moves(0.1, SHARE_KINDS[-1]).transformation(optax.sgd, run)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert jnp.isclose(optax.tree.norm(after["w"]), optax.tree.norm(params["w"]))
+    assert optax.tree.norm(updates["w"]) > 0.3
+    assert optax.tree.norm(after["up"]) > 0.0
+    assert not jnp.isclose(optax.tree.norm(after["b"]), optax.tree.norm(params["b"]))
+
+
 def test_the_greedy_rule_raises_while_the_loss_falls_and_lowers_while_it_does_not():
     from real_rivals import greedy
 
