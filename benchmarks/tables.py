@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from real_tables import half_losses, half_scores
 from wording import label, made_with, number, plus_minus, table, within
 
 HERE = Path(__file__).parent
@@ -405,6 +406,10 @@ def versions() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "honest": honest,
+    "real_validation": lambda: half_scores("validation"),
+    "real_validation_losses": lambda: half_losses("validation"),
+    "real_reported": lambda: half_scores("reported"),
+    "real_reported_losses": lambda: half_losses("reported"),
     "real_networks": real_networks,
     "real_networks_three_seeds": real_networks_three_seeds,
     "real_networks_long": real_networks_long,

@@ -25,6 +25,14 @@ LABELS = {
     "calibration, dense first decisions": "`calibrated` and the first decisions",
     "calibration, dense first decisions, bounds": "`calibrated`, the first decisions, any limit",
     "hold": "nothing else",
+    "sweep": "best of a sweep",
+    "greedy": "GreedyLR's rule",
+    "moves of the norm, by law": "moves η of the norm, η by a published law",
+    "moves of each matrix, by law": "moves η of each matrix, η by a published law",
+    "moves of each matrix, norms kept, by law": "Hyperball, η by a published law",
+    "moves of each matrix, norms kept, best constant": "Hyperball, best η for all cells",
+    "moves of the norm, best constant": "moves η of the norm, best η for all cells",
+    "moves of each matrix, best constant": "moves η of each matrix, best η for all cells",
 }
 
 
