@@ -38,7 +38,7 @@ def main(steps: int = 300) -> tuple[list[float], list[float]]:
     """Train; return the loss of every step, and the last learning rate on every device."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    controller = optax_meta.learned("any-lr-v1", total_steps=steps)
+    controller = optax_meta.learned("any-lr-v2", total_steps=steps)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)()
 
     def train_step(params, opt_state, x, y):  # noqa: ANN001, ANN202

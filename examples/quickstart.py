@@ -59,7 +59,7 @@ def main(steps: int = 1000) -> dict[str, list[float]]:
     """Train twice from the same start; return the losses of both runs."""
     controllers = {
         "constant": optax_meta.constant(),
-        "any-lr-v1": optax_meta.learned("any-lr-v1", total_steps=steps),
+        "any-lr-v2": optax_meta.learned("any-lr-v2", total_steps=steps),
     }
     losses = {}
     for name, controller in controllers.items():

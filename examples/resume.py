@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import optax_meta
 
 # Goes on learning from a policy that knows how: its decisions, samples and lessons resume, too.
-controller = optax_meta.reinforce("any-lr-v1", decision_interval=2, train_every=3)
+controller = optax_meta.reinforce("any-lr-v2", decision_interval=2, train_every=3)
 tx = optax_meta.control_hyperparams(optax.adamw, controller)()
 
 

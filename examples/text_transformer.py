@@ -78,12 +78,12 @@ def train(tx: optax.GradientTransformationExtraArgs, steps: int) -> float:
 def main(steps: int = 300) -> dict[str, float]:
     """Train once each way; return the held-out losses."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, steps // 10, steps)
-    controller = optax_meta.learned("any-lr-v1", total_steps=steps)
+    controller = optax_meta.learned("any-lr-v2", total_steps=steps)
     controlled = optax_meta.control_hyperparams(optax.adamw, controller)()
     losses = {
         "constant 1e-3": train(optax.adamw(1e-3), steps),
         "warm-up + cosine 1e-3": train(optax.adamw(schedule), steps),
-        "any-lr-v1": train(controlled, steps),
+        "any-lr-v2": train(controlled, steps),
     }
     for name, loss in losses.items():
         print(f"{name}: held-out loss {loss:.3f} nats a character")

@@ -13,7 +13,7 @@ from test_contract import problem
 
 import optax_meta
 
-ANY_LR = optax_meta.load_policy("any-lr-v1")
+ANY_LR = optax_meta.load_policy("any-lr-v2")
 STEPS = 20
 CONTROLLERS = {
     "constant": optax_meta.constant,

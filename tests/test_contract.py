@@ -11,7 +11,7 @@ import pytest
 
 import optax_meta
 
-ANY_LR = optax_meta.load_policy("any-lr-v1")
+ANY_LR = optax_meta.load_policy("any-lr-v2")
 STEPS = 24
 WRAPPERS = {
     "annealed": functools.partial(optax_meta.annealed, total_steps=STEPS),

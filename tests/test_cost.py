@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("optimized")
 
 fusing = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLA fuses less")
 TREES = {count: overhead.leaves(count) for count in overhead.LEAVES}
-SAMPLED = ("hypergradient", "reinforce", "any-lr-v1", "reinforce(any-lr-v1)")
+SAMPLED = ("hypergradient", "reinforce", "any-lr-v2", "reinforce(any-lr-v2)")
 
 
 @functools.cache
@@ -26,8 +26,8 @@ def limit(name):
 
 # What differs between trees is how XLA fuses the gradients' norm, the same for every method; what
 # differs between methods shows in any tree.
-ORDINARY = [(name, 10) for name in ("adamw", *overhead.OURS) if name != "reinforce(any-lr-v1)"]
-ORDINARY += [(name, count) for name in ("constant", "plateau", "any-lr-v1") for count in (1, 100)]
+ORDINARY = [(name, 10) for name in ("adamw", *overhead.OURS) if name != "reinforce(any-lr-v2)"]
+ORDINARY += [(name, count) for name in ("constant", "plateau", "any-lr-v2") for count in (1, 100)]
 CASES = [
     (name, count)
     if (name, count) in ORDINARY

@@ -154,7 +154,7 @@ def test_a_sharded_model_is_never_gathered():
 # Where a product may be rounded, a TPU takes bfloat16 and a GPU tf32, and the policy other actions.
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_a_policy_rounds_no_product(platform):
-    controller = optax_meta.reinforce(optax_meta.load_policy("any-lr-v1"))
+    controller = optax_meta.reinforce(optax_meta.load_policy("any-lr-v2"))
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-3)
     params = jnp.ones((3, 4))
     traced = jax.jit(tx.update).trace(params, tx.init(params), params, value=1.0)

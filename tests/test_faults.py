@@ -14,7 +14,7 @@ import pytest
 import optax_meta
 
 LENGTH, LONG = 48, 1000
-ANY_LR = optax_meta.load_policy("any-lr-v1")
+ANY_LR = optax_meta.load_policy("any-lr-v2")
 CONTROLLERS = {
     "constant": lambda: optax_meta.constant(guards_nonfinite=True),
     "plateau": lambda: optax_meta.plateau(factor=0.5, patience=1),

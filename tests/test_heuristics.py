@@ -242,7 +242,7 @@ def test_hypergradient_judges_no_move_twice():
 
 
 def test_a_stage_that_never_decides_by_itself_does_not_in_a_join_either():
-    policy = optax_meta.load_policy("any-lr-v1")
+    policy = optax_meta.load_policy("any-lr-v2")
     asked = optax_meta.learned(policy, decision_interval=np.inf)
     joined = optax_meta.join([optax_meta.constant(), asked], [3])
     assert [t for t in range(30) if joined.is_due(jnp.int32(t))] == [0, 1, 2]
@@ -332,7 +332,7 @@ def test_first_decisions_of_a_stage_end_with_it():
 def test_a_dense_stage_may_have_a_traced_horizon():
     @jax.jit
     def due(total_steps):
-        learned = optax_meta.learned("any-lr-v1", total_steps=total_steps)
+        learned = optax_meta.learned("any-lr-v2", total_steps=total_steps)
         joined = optax_meta.join([optax_meta.warmup(3), learned], [3])
         return jnp.stack([joined.is_due(jnp.int32(t)) for t in range(40)])
 

@@ -405,7 +405,7 @@ def test_a_run_that_diverges_counts_as_one_nat_above_its_start():
         ({"sigma": 0.0}, "`sigma` must be positive"),
         ({"entropy_bonus": -1.0}, "`entropy_bonus` must not be negative"),
         ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must be positive"),
-        ({"policy": "any-lr-v1"}, "`policy` must be a Policy, got str"),
+        ({"policy": "any-lr-v2"}, "`policy` must be a Policy, got str"),
         ({"learning_rates": (0.0, 1.0)}, "`learning_rates` must rise"),
         ({"optimizers": ("adamax",)}, "`optimizers` must be out of"),
         ({"learner": "dqn"}, "`learner` must be"),
@@ -443,7 +443,7 @@ def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_changed(learner):
 
 
 def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
-    settings = {"recipe": "any-lr-v1", "learner": "reinforce", "groups": 16, "rollouts": 8}
+    settings = {"recipe": "any-lr-v2", "learner": "reinforce", "groups": 16, "rollouts": 8}
     folder.claim(tmp_path, {**settings, "seed": 0}, write=False)
     assert not list(tmp_path.iterdir())
     for _ in range(2):
@@ -451,7 +451,7 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     assert cli.main(["meta-train", "--groups", "2", "--out", str(tmp_path)]) == 2
     assert "holds a run with --groups 16: go on" in capsys.readouterr().err
-    for text in ("", "[]", '{"recipe": "any-lr-v1"}'):
+    for text in ("", "[]", '{"recipe": "any-lr-v2"}'):
         (tmp_path / "settings.json").write_text(text)
         assert cli.main(["meta-train", "--out", str(tmp_path)]) == 2
         assert "settings.json` is damaged: write {" in capsys.readouterr().err
@@ -515,7 +515,7 @@ def test_eight_devices_learn_what_one_does(tmp_path):
         ("meta-train --groups 2 --devices 1", "jit(run_batch)", "the same command goes on", False),
         # What takes seconds, not minutes, may be compiled to its end.
         (
-            "compare --methods any-lr-v1 --seeds 2 --steps 20000",
+            "compare --methods any-lr-v2 --seeds 2 --steps 20000",
             "jit(train)",
             "nothing was written",
             True,

@@ -103,7 +103,7 @@ def test_unreadable_and_unwritable_files(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read the policy file .*: it is none that"):
         load_policy(tmp_path)
     with pytest.raises(ValueError, match="`policy` must be a Policy, got PosixPath"):
-        save_policy(tmp_path / "swapped", optax_meta.load_policy("any-lr-v1"))
+        save_policy(tmp_path / "swapped", optax_meta.load_policy("any-lr-v2"))
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match=r"cannot read the policy file .*: it is none that"):
         load_policy(tmp_path / "text")
@@ -274,8 +274,8 @@ def test_code_and_bombs_are_refused(folder):
 
 
 def test_a_policy_can_be_loaded_inside_a_trace():
-    inside = jax.jit(lambda: optax_meta.load_policy("any-lr-v1").params)()
-    jax.tree.map(np.testing.assert_array_equal, inside, optax_meta.load_policy("any-lr-v1").params)
+    inside = jax.jit(lambda: optax_meta.load_policy("any-lr-v2").params)()
+    jax.tree.map(np.testing.assert_array_equal, inside, optax_meta.load_policy("any-lr-v2").params)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def fresh_golden():
 
 
 def test_there_are_policies_and_each_is_small():
-    assert "any-lr-v1" in optax_meta.available_policies()
+    assert "any-lr-v2" in optax_meta.available_policies()
     for name in optax_meta.available_policies():
         assert (FOLDER / f"{name}.policy").stat().st_size <= 100_000
         assert name in meta_runs.RECIPES
@@ -85,7 +85,7 @@ def test_golden_trajectories(name, total):
 @pytest.mark.parametrize("factory", [optax.adamw, optax.sgd, optax.lion, optax.rmsprop])
 def test_any_start_ends_alike_and_none_is_lost(factory):
     starts = jnp.array([1e-5, 1e-3, 1.0, 10.0, 1e-6])
-    finals = jax.vmap(lambda start: rates("any-lr-v1", 150, start, factory)[1])(starts)
+    finals = jax.vmap(lambda start: rates("any-lr-v2", 150, start, factory)[1])(starts)
     start = tasks.quadratic(dim=20)
     first = start.evaluate(start.init(jax.random.key(0)))["loss"]
     assert np.max(finals) < 0.2 * first
@@ -93,7 +93,7 @@ def test_any_start_ends_alike_and_none_is_lost(factory):
 
 
 def test_the_start_changes_no_bit():
-    policy, family = optax_meta.load_policy("any-lr-v1"), families.FAMILIES["relu"]()
+    policy, family = optax_meta.load_policy("any-lr-v2"), families.FAMILIES["relu"]()
 
     def final(key, start):
         return optax_meta.rollout(
@@ -113,7 +113,7 @@ def test_the_start_changes_no_bit():
 @pytest.mark.parametrize("batches", [1, 8])
 def test_no_gradient_teaches_nothing(batches):
     # As behind frozen or masked layers, or under a loss that is flat at first.
-    policy = optax_meta.load_policy("any-lr-v1")
+    policy = optax_meta.load_policy("any-lr-v2")
     controller = optax_meta.learned(policy, total_steps=50)
     tx = optax_meta.control_hyperparams(optax.sgd, controller)(learning_rate=1e-3)
     params = jnp.ones(4)

@@ -364,7 +364,7 @@ def test_every_baseline_of_the_benchmark_trains(name):
 
 
 def test_a_policy_trained_anew_or_inside_other_wrappers_is_run_again():
-    policy = optax_meta.load_policy("any-lr-v1")
+    policy = optax_meta.load_policy("any-lr-v2")
     changed = frozen.changed(policy, {"trust_region.max_ratio": 0.1})
     rewrapped = policy._replace(wrappers=dict(reversed(policy.wrappers.items())))
     others = changed, rewrapped, policy._replace(dense_steps=10), frozen.holding(policy)
@@ -373,7 +373,7 @@ def test_a_policy_trained_anew_or_inside_other_wrappers_is_run_again():
 
 
 def test_other_numbers_leave_wrappers_in_their_order():
-    policy = optax_meta.load_policy("any-lr-v1")
+    policy = optax_meta.load_policy("any-lr-v2")
     numbers = {"annealed.power": 1.5, "calibrated.probe_rate": 1e-7}
     changed = frozen.changed(policy, numbers)
     assert list(changed.wrappers) == list(policy.wrappers)
@@ -384,7 +384,7 @@ def test_other_numbers_leave_wrappers_in_their_order():
 
 def test_variants_of_numbers_share_a_program():
     change = {"annealed.power": 1.5, "calibrated.total_decay": 1.0}
-    policy = optax_meta.load_policy("any-lr-v1")
+    policy = optax_meta.load_policy("any-lr-v2")
     same, other = wrappers.contenders(policy, {"as it is": {}, "other": change}).values()
     assert same.program == other.program
     assert jax.tree.structure(same.settings) == jax.tree.structure(other.settings)

@@ -275,7 +275,7 @@ def test_a_log_may_skip_rows_and_values():
 def test_meta_training_ends_with_a_page(is_stopped, log, monkeypatch, capsys):
     trainer = optax_meta.meta_trainer(
         [optax_meta.families.quadratics(dim=2)],
-        optax_meta.load_policy("any-lr-v1"),
+        optax_meta.load_policy("any-lr-v2"),
         families_per_update=1,
     )
 
@@ -285,10 +285,10 @@ def test_meta_training_ends_with_a_page(is_stopped, log, monkeypatch, capsys):
         return trainer.policy(trainer.init(seed))
 
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setitem(meta_runs.RECIPES, "any-lr-v1", lambda mesh, **options: trainer)
+    monkeypatch.setitem(meta_runs.RECIPES, "any-lr-v2", lambda mesh, **options: trainer)
     monkeypatch.setattr(meta_runs, "train", train)
     code = cli.main(["meta-train", "--out", str(log.parent), "--devices", "1"])
     assert code == (130 if is_stopped else 0)
     assert (log.parent / "report.html").exists()
-    assert (log.parent / "any-lr-v1.policy").exists() != is_stopped
+    assert (log.parent / "any-lr-v2.policy").exists() != is_stopped
     assert ("the same command goes on" in capsys.readouterr().err) == is_stopped

@@ -234,7 +234,7 @@ def test_python_floats_are_gradients_too(options):
         optax_meta.plateau,
         lambda: optax_meta.reinforce(decision_interval=2),
         lambda: optax_meta.reinforce(decision_interval=1, train_every=2),
-        lambda: optax_meta.learned(optax_meta.load_policy("any-lr-v1"), total_steps=50),
+        lambda: optax_meta.learned(optax_meta.load_policy("any-lr-v2"), total_steps=50),
     ],
 )
 def test_steps_that_nobody_jits_compile_nothing_new(make_controller, caplog):
@@ -443,7 +443,7 @@ def test_a_state_of_another_controller(jitted):
     controllers = {
         "plateau": PLATEAU,
         "reinforce": optax_meta.reinforce(),
-        "learned": optax_meta.learned(optax_meta.load_policy("any-lr-v1")),
+        "learned": optax_meta.learned(optax_meta.load_policy("any-lr-v2")),
     }
     made = {k: control_hyperparams(optax.adamw, c)(1e-3) for k, c in controllers.items()}
     for one, other in itertools.permutations(made, 2):
@@ -456,7 +456,7 @@ def test_a_state_of_another_controller(jitted):
 
 
 def test_a_state_of_other_shapes():
-    controller = optax_meta.reinforce(optax_meta.load_policy("any-lr-v1"))
+    controller = optax_meta.reinforce(optax_meta.load_policy("any-lr-v2"))
     state = control_hyperparams(optax.adamw, controller)(1e-3).init(PARAMS)
     small = control_hyperparams(optax.adamw, optax_meta.reinforce(hidden_sizes=(16, 16)))
     for other, wrong in (
@@ -598,7 +598,7 @@ def test_hyperparameters_in_use_are_among_the_metrics():
 )
 @pytest.mark.parametrize("make", [optax_meta.learned, optax_meta.reinforce])
 def test_one_line_by_name_and_without_a_start(make, wrap):
-    controller = make(wrap("any-lr-v1"), total_steps=100)
+    controller = make(wrap("any-lr-v2"), total_steps=100)
     tx = control_hyperparams(optax.adamw, controller)(weight_decay=0.1)
     given = control_hyperparams(optax.adamw, controller)(1e-3, weight_decay=0.1)
     first, second = (t.update(PARAMS, t.init(PARAMS), PARAMS, value=1.0)[0] for t in (tx, given))
@@ -609,14 +609,14 @@ def test_one_line_by_name_and_without_a_start(make, wrap):
     "factory", [optax.adafactor, lambda learning_rate, /: optax.sgd(learning_rate)]
 )
 def test_any_factory_can_do_without_a_start(factory):
-    tx = control_hyperparams(factory, optax_meta.learned("any-lr-v1"))()
+    tx = control_hyperparams(factory, optax_meta.learned("any-lr-v2"))()
     assert float(optax_meta.hyperparams(tx.init(PARAMS))["learning_rate"]) == np.float32(1e-3)
     within = optax_meta.calibrated(optax_meta.hypergradient(bounds=(0.01, 1.0)))
     control_hyperparams(factory, within)()
 
 
 def test_a_policy_by_its_path(tmp_path):
-    optax_meta.save_policy(optax_meta.load_policy("any-lr-v1"), tmp_path / "mine.policy")
+    optax_meta.save_policy(optax_meta.load_policy("any-lr-v2"), tmp_path / "mine.policy")
     assert optax_meta.learned(tmp_path / "mine.policy").num_decisions(100) > 0
     with pytest.raises(ValueError, match="no such file; choose from"):
         optax_meta.learned("any-lr-v0")

@@ -297,7 +297,7 @@ def test_decisions_from_outside_judge_a_rate_by_its_own_moves():
 
 
 def test_before_the_length_is_known_a_starting_decay_takes_little():
-    policy = optax_meta.load_policy("adamw-lr-wd-v1")
+    policy = optax_meta.load_policy("adamw-lr-wd-v2")
     controller = optax_meta.learned(policy, total_steps=100)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-3, weight_decay=1e6)
     params = jnp.ones(4)

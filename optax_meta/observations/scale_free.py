@@ -99,7 +99,7 @@ def scale_free(*, weight_decay: bool = False) -> Encoder:
         weight_decay: whether the controller steers the weight decay too and needs to see it.
 
     Returns:
-        An `Encoder` with 27 features, 29 with `weight_decay`.
+        An `Encoder` with 28 features, 30 with `weight_decay`.
 
     Source: L. Metz et al., "Tasks, stability, architecture, and compute: training more effective
     learned optimizers, and using them to train themselves", https://arxiv.org/abs/2009.11243, for
@@ -108,7 +108,7 @@ def scale_free(*, weight_decay: bool = False) -> Encoder:
 
     Example:
         >>> len(optax_meta.observations.scale_free().features)
-        27
+        28
     """
     features = (
         "progress",
