@@ -5,7 +5,7 @@ asks for parameters or moves is estimated from some four thousand coordinates.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from optax_meta.base import Tree
 from optax_meta.geometry import SIZE_OF_ZEROS, Geometry, Samples, compare
 from optax_meta.metrics import Distance, Measured, Statistics
-from optax_meta.sampling import inexact, roots, sample
+from optax_meta.sampling import inexact, roots, sample, sizes
 
 NUM_SAMPLES = len(Samples._fields)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -53,7 +53,11 @@ def measure(
         return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
     scalars = [scalar(name, passed.get(name)) for name in ("value", "cost")]
-    value, cost, grad_norm = averaged(jnp.stack([*scalars, global_norm(gradients)]))
+    squares = squared_norms(gradients)
+    norm = jnp.sqrt(sum(squares, jnp.float32(0.0)))
+    if isinstance(last_samples, jax.Array) and squares:
+        norm = _used_norm(norm, jnp.stack(squares), sizes(gradients), last_samples)
+    value, cost, grad_norm = averaged(jnp.stack([*scalars, norm]))
     seen, samples, distance = Geometry(*jnp.zeros(7, jnp.float32)), last_samples, known.distance
     if isinstance(last_samples, jax.Array):
         slope, is_finite = averaged(sample(gradients)), jnp.isfinite(grad_norm)
@@ -69,6 +73,28 @@ def measure(
     measured = Measured(value, cost, grad_norm, *seen, value_change=change)
     # No gradient flows through what is measured: that of a norm at zero is nan.
     return jax.lax.stop_gradient((measured, samples, distance))
+
+
+def _used_norm(
+    norm: jax.Array, squares: jax.Array, counts: Sequence[int], last_samples: jax.Array
+) -> jax.Array:
+    """Return the norm of the gradients without those that are not finite and move nothing.
+
+    They may be masked before they reach the parameters, as those of a frozen part are: what never
+    moved anything is no reason to skip a step. If no array is finite, the step is not.
+    """
+    last = Samples(*jax.lax.stop_gradient(last_samples))
+    ends = np.cumsum(counts)
+
+    def without() -> jax.Array:
+        changed = last.now != last.start
+        parts = [changed[end - n : end] for n, end in zip(counts, ends, strict=True)]
+        has_moved = jnp.stack([jnp.any(part) for part in parts])
+        is_finite = jnp.isfinite(squares)
+        total = jnp.sum(jnp.where(is_finite, squares, jnp.where(has_moved, jnp.inf, 0.0)))
+        return jnp.where(jnp.any(is_finite & (squares > 0.0)), jnp.sqrt(total), jnp.inf)
+
+    return jax.lax.cond(jnp.isfinite(norm), lambda: norm, without)
 
 
 def _look(
@@ -129,7 +155,16 @@ def global_norm(tree: Tree) -> jax.Array:
     >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
     5.0
     """
-    return jnp.sqrt(sum((_squared_norm(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
+    return jnp.sqrt(sum(squared_norms(tree), jnp.float32(0.0)))
+
+
+def squared_norms(tree: Tree) -> list[jax.Array]:
+    """Return the squared norm of each inexact leaf, float32[] each; see `global_norm`.
+
+    >>> print(*squared_norms({"a": jnp.ones((3, 3)), "step": jnp.array(1)}))
+    9.0
+    """
+    return [_squared_norm(leaf) for leaf in inexact(tree)]
 
 
 def least_norm(tree: Tree, sampled: jax.Array) -> jax.Array:
