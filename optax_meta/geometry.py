@@ -17,6 +17,9 @@ SIZE_OF_ZEROS = 0.1
 FIRST_DISTANCE = 1e-2
 """The first distance is this share of the parameters' size: grown from less it takes longer than
 short runs have, and much more would move what is good already."""
+MAX_GROWTH = 1.3
+"""Of the distance in a step. Where gradients grow along the way down, as they do on leaving a
+saddle, the bound does not hold, and the estimate would run away within three steps."""
 _LEAST_SHARE = 1e-2
 """The size that the first distance is a share of is at least this share of the root mean square,
 where all gradients are those of parameters near zero, such as biases."""
@@ -82,7 +85,8 @@ def compare(
     """Return what a move looks like, the new sum of slopes, and the distance.
 
     The distance is d ← max(d, Σₖ dₖ⟨gₖ, x₀ - xₖ⟩ / ‖Σₖ dₖ gₖ‖₁): by convexity no more than the
-    distance of the optimum, in the norm of the largest coordinate. It begins at a hundredth of what
+    distance of the optimum, in the norm of the largest coordinate; and no more than `MAX_GROWTH`
+    times what it was. It begins at a hundredth of what
     parameters with large gradients measure, so that in a tree of unlike scales the steepest counts.
 
     Args:
@@ -124,7 +128,8 @@ def compare(
     is_known = distance.estimate > 0.0
     weight = distance.estimate / jnp.where(is_known, distance.scale, 1.0)
     gained = distance.gained + weight * steepness * scale * sums.slope_way
-    estimate = jnp.minimum(gained / jnp.maximum(sums.slopes, 1e-30), _LARGEST)
+    estimate = gained / jnp.maximum(sums.slopes, 1e-30)
+    estimate = jnp.minimum(estimate, jnp.minimum(MAX_GROWTH * distance.estimate, _LARGEST))
     known = distance._replace(
         estimate=jnp.maximum(distance.estimate, estimate), gained=jnp.clip(gained, -1e30, 1e30)
     )
