@@ -6,6 +6,7 @@ asks for parameters or moves is estimated from some four thousand coordinates.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def measure(
     seen, samples, distance = Geometry(*jnp.zeros(7, jnp.float32)), last_samples, known.distance
     if isinstance(last_samples, jax.Array):
         slope, is_finite = averaged(sample(gradients)), jnp.isfinite(grad_norm)
-        seen, samples, distance = _look(slope, params, last_samples, known, is_finite)
+        seen, samples, distance = _look(slope, inexact(params), last_samples, known, is_finite)
         seen, distance = (
             Geometry(*averaged(jnp.stack(seen))),
             Distance(*averaged(jnp.stack(distance))),
@@ -71,9 +72,10 @@ def measure(
     return jax.lax.stop_gradient((measured, samples, distance))
 
 
+@partial(jax.jit, inline=True)  # compiled once, where nobody jits the step
 def _look(
     slope: jax.Array,
-    params: Tree | None,
+    params: list[jax.Array],
     last_samples: jax.Array,
     known: Statistics,
     is_finite: jax.Array,
@@ -85,12 +87,11 @@ def _look(
     samples stays outside: a branch that returns more writes more.
     """
     # Nothing here is differentiated, and a reduction of several operands cannot be.
-    leaves = inexact(params)
-    slope, leaves, last_samples = jax.lax.stop_gradient((slope, leaves, last_samples))
+    slope, params, last_samples = jax.lax.stop_gradient((slope, params, last_samples))
     last = Samples(*last_samples)
 
     def move_on() -> jax.Array:
-        position = sample(leaves)
+        position = sample(params)
         if not slope.shape == position.shape == last.now.shape:
             raise ValueError(
                 "gradients, parameters and state must belong together: pass the gradients of "
@@ -102,7 +103,7 @@ def _look(
     now, before = jax.lax.cond(is_finite, move_on, lambda: last_samples[:2])
     samples = last._replace(now=now, before=before)
     seen, slopes, distance = compare(
-        slope, samples, last.before, roots(leaves), known.distance, known.least_param_norm
+        slope, samples, last.before, roots(params), known.distance, known.least_param_norm
     )
     kept = jnp.where(is_finite, slopes, last.slopes)
     samples = jnp.stack(samples._replace(slopes=kept))
