@@ -14,6 +14,7 @@ import numpy as np
 
 from optax_meta.base import Tree
 from optax_meta.geometry import SIZE_OF_ZEROS, Geometry, Samples, compare
+from optax_meta.guards import shrinkage
 from optax_meta.metrics import Distance, Measured, Statistics
 from optax_meta.sampling import inexact, roots, sample
 
@@ -31,6 +32,7 @@ def measure(
     last_samples: Tree,
     passed: Mapping[str, object],
     axis_name: str | None,
+    largest: jax.Array | None = None,
 ) -> tuple[Measured, Tree, Distance]:
     """Return what there is to see at a step, and what the next one compares with.
 
@@ -42,6 +44,8 @@ def measure(
         last_samples: float32[4, k], or an empty tuple where no sample is asked for.
         passed: of which "value" and "cost" are read; either may be missing or None.
         axis_name: axis to average over; None for none.
+        largest: norm that gradients are held to, as for `guards.clip_growth`; one that leaps would
+            outweigh all others in the distance. None for any.
 
     Returns:
         What is measured, the new samples, and the distance that is known now.
@@ -58,7 +62,12 @@ def measure(
     seen, samples, distance = Geometry(*jnp.zeros(7, jnp.float32)), last_samples, known.distance
     if isinstance(last_samples, jax.Array):
         slope, is_finite = averaged(sample(gradients)), jnp.isfinite(grad_norm)
-        seen, samples, distance = _look(slope, inexact(params), last_samples, known, is_finite)
+        slope = slope if largest is None else slope * shrinkage(grad_norm, largest)
+        # Where the loss is not finite the optimizer makes nothing of the gradient, nor does this.
+        counts = is_finite & jnp.isfinite(value)
+        seen, samples, distance = _look(
+            slope, inexact(params), last_samples, known, is_finite, counts
+        )
         seen, distance = (
             Geometry(*averaged(jnp.stack(seen))),
             Distance(*averaged(jnp.stack(distance))),
@@ -79,6 +88,7 @@ def _look(
     last_samples: jax.Array,
     known: Statistics,
     is_finite: jax.Array,
+    counts: jax.Array,
 ) -> tuple[Geometry, jax.Array, Distance]:
     """Return what samples tell, the new samples, and the distance.
 
@@ -105,11 +115,11 @@ def _look(
     seen, slopes, distance = compare(
         slope, samples, last.before, roots(params), known.distance, known.least_param_norm
     )
-    kept = jnp.where(is_finite, slopes, last.slopes)
+    kept = jnp.where(counts, slopes, last.slopes)
     samples = jnp.stack(samples._replace(slopes=kept))
     seen = Geometry(*(jnp.where(is_finite, x, 0.0) for x in seen))
     same = zip(distance, known.distance, strict=True)
-    return seen, samples, Distance(*(jnp.where(is_finite, new, old) for new, old in same))
+    return seen, samples, Distance(*(jnp.where(counts, new, old) for new, old in same))
 
 
 def first_samples(params: Tree) -> tuple[jax.Array, jax.Array]:
