@@ -30,7 +30,7 @@ import optax_meta
 from optax_meta.meta.evaluation import library_versions
 
 Transformation = optax.GradientTransformation
-ANY_LR = optax_meta.load_policy("any-lr-v1")
+ANY_LR = optax_meta.load_policy("any-lr-v2")
 HERE = Path(__file__).parent
 RATE, DECAY = 1e-3, 1e-4
 WIDTHS = (24, 240, 2240)
@@ -71,8 +71,9 @@ OURS: dict[str, Callable[[], Transformation]] = {
     "hypergradient": controlled(optax_meta.hypergradient()),
     "learned": controlled(optax_meta.learned(optax_meta.init_policy(jax.random.key(0)))),
     "reinforce": controlled(optax_meta.reinforce()),
-    "any-lr-v1": controlled(optax_meta.learned(ANY_LR, total_steps=1000)),
-    "reinforce(any-lr-v1)": controlled(optax_meta.reinforce(ANY_LR, total_steps=1000)),
+    "distance": controlled(optax_meta.distance(total_steps=1000)),
+    "any-lr-v2": controlled(optax_meta.learned(ANY_LR, total_steps=1000)),
+    "reinforce(any-lr-v2)": controlled(optax_meta.reinforce(ANY_LR, total_steps=1000)),
 }
 METHODS = PEERS | OURS
 
