@@ -76,6 +76,7 @@ def zero_nonfinite(
         safe["value"] = jnp.where(is_finite, value, last_value.astype(value.dtype))
 
     def zero(gradient: jax.Array) -> jax.Array:
-        return jnp.where(is_finite, gradient, jnp.zeros_like(gradient))
+        # In a finite step what is not finite moves nothing anyway: see `measuring`.
+        return jnp.where(is_finite & jnp.isfinite(gradient), gradient, jnp.zeros_like(gradient))
 
     return jax.tree.map(lambda g: zero(g) if is_inexact(g) else g, gradients), safe

@@ -16,7 +16,7 @@ from optax_meta.base import Tree
 from optax_meta.geometry import SIZE_OF_ZEROS, Geometry, Samples, compare
 from optax_meta.guards import shrinkage
 from optax_meta.metrics import Distance, Measured, Statistics
-from optax_meta.sampling import inexact, roots, sample
+from optax_meta.sampling import inexact, roots, sample, sizes
 
 NUM_SAMPLES = len(Samples._fields)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -58,7 +58,11 @@ def measure(
         return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
     scalars = [scalar(name, passed.get(name)) for name in ("value", "cost")]
-    value, cost, grad_norm = averaged(jnp.stack([*scalars, global_norm(gradients)]))
+    squares = squared_norms(gradients)
+    norm = jnp.sqrt(sum(squares, jnp.float32(0.0)))
+    if isinstance(last_samples, jax.Array) and squares:
+        norm = _used_norm(norm, jnp.stack(squares), tuple(sizes(gradients)), last_samples)
+    value, cost, grad_norm = averaged(jnp.stack([*scalars, norm]))
     seen, samples, distance = Geometry(*jnp.zeros(7, jnp.float32)), last_samples, known.distance
     if isinstance(last_samples, jax.Array):
         slope, is_finite = averaged(sample(gradients)), jnp.isfinite(grad_norm)
@@ -81,7 +85,30 @@ def measure(
     return jax.lax.stop_gradient((measured, samples, distance))
 
 
-@partial(jax.jit, inline=True)  # compiled once, where nobody jits the step
+@partial(jax.jit, inline=True, static_argnums=2)  # compiled once, where nobody jits the step
+def _used_norm(
+    norm: jax.Array, squares: jax.Array, counts: tuple[int, ...], last_samples: jax.Array
+) -> jax.Array:
+    """Return the norm of the gradients without those that are not finite and move nothing.
+
+    They may be masked before they reach the parameters, as those of a frozen part are: what never
+    moved anything is no reason to skip a step. If no array is finite, the step is not.
+    """
+    last = Samples(*jax.lax.stop_gradient(last_samples))
+    ends = np.cumsum(counts)
+
+    def without() -> jax.Array:
+        changed = last.now != last.start
+        parts = [changed[end - n : end] for n, end in zip(counts, ends, strict=True)]
+        has_moved = jnp.stack([jnp.any(part) for part in parts])
+        is_finite = jnp.isfinite(squares)
+        total = jnp.sum(jnp.where(is_finite, squares, jnp.where(has_moved, jnp.inf, 0.0)))
+        return jnp.where(jnp.any(is_finite & (squares > 0.0)), jnp.sqrt(total), jnp.inf)
+
+    return jax.lax.cond(jnp.isfinite(norm), lambda: norm, without)
+
+
+@partial(jax.jit, inline=True)
 def _look(
     slope: jax.Array,
     params: list[jax.Array],
@@ -140,7 +167,16 @@ def global_norm(tree: Tree) -> jax.Array:
     >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}))
     5.0
     """
-    return jnp.sqrt(sum((_squared_norm(leaf) for leaf in inexact(tree)), jnp.float32(0.0)))
+    return jnp.sqrt(sum(squared_norms(tree), jnp.float32(0.0)))
+
+
+def squared_norms(tree: Tree) -> list[jax.Array]:
+    """Return the squared norm of each inexact leaf, float32[] each; see `global_norm`.
+
+    >>> print(*squared_norms({"a": jnp.ones((3, 3)), "step": jnp.array(1)}))
+    9.0
+    """
+    return [_squared_norm(leaf) for leaf in inexact(tree)]
 
 
 def least_norm(tree: Tree, sampled: jax.Array) -> jax.Array:

@@ -47,6 +47,21 @@ def roots(tree: Tree, size: int = SAMPLE_SIZE) -> np.ndarray:
     return np.concatenate(parts) if parts else np.ones(1, np.float32)
 
 
+def sizes(tree: Tree, size: int = SAMPLE_SIZE) -> list[int]:
+    """Return how many numbers of the sample are each array's.
+
+    Args:
+        tree: as for `sample`.
+        size: likewise.
+
+    >>> sizes({"w": jnp.ones((200, 100)), "b": jnp.ones(0)})
+    [0, 5000]
+    """
+    leaves = inexact(tree)
+    found = iter(len(part) for part in _over_leaves(_root, tree, size))
+    return [next(found) if leaf.size else 0 for leaf in leaves]
+
+
 def _over_leaves(part: Callable[[int, jax.Array], Any], tree: Tree, size: int) -> list[Any]:
     """Return what a function of the stride makes of every leaf that is not empty."""
     leaves = inexact(tree)
