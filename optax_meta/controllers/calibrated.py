@@ -166,7 +166,9 @@ def _update(
     )
     # A bit that differs from what was returned is somebody else's change.
     changed = own * (given / jnp.where(returned > 0.0, returned, 1.0))
-    own = jnp.where((given == returned) | (returned == 0.0), own, changed)
+    is_own = (given == returned) | (returned == 0.0)
+    # Before a move was seen the rate is forgotten: that of the run's start, or of another stage.
+    own = jnp.where(is_own | (state.unit[1] == 0.0), own, changed)
     moves, unit = _unit(metrics, state.unit, given)
     kept = jnp.where(metrics.saw_finite, jnp.minimum(_RETURN * kept, 1.0), kept)
     is_lost = ~metrics.saw_finite & (unit[1] > 0.0)
