@@ -71,6 +71,7 @@ OURS: dict[str, Callable[[], Transformation]] = {
     "hypergradient": controlled(optax_meta.hypergradient()),
     "learned": controlled(optax_meta.learned(optax_meta.init_policy(jax.random.key(0)))),
     "reinforce": controlled(optax_meta.reinforce()),
+    "distance": controlled(optax_meta.distance(total_steps=1000)),
     "any-lr-v2": controlled(optax_meta.learned(ANY_LR, total_steps=1000)),
     "reinforce(any-lr-v2)": controlled(optax_meta.reinforce(ANY_LR, total_steps=1000)),
 }

@@ -24,6 +24,8 @@ _LEAST_SHARE = 1e-2
 """The size that the first distance is a share of is at least this share of the root mean square,
 where all gradients are those of parameters near zero, such as biases."""
 _LARGEST = float(np.finfo(np.float32).max)
+_REACH = 1e30
+"""No sum over a run is larger than this."""
 
 
 class Samples(NamedTuple):
@@ -126,13 +128,11 @@ def compare(
     size = jnp.where(least_norm > 0.0, SIZE_OF_ZEROS, size)
     first = Distance(FIRST_DISTANCE * size, jnp.float32(0.0), steepness * jnp.sqrt(sums.slope))
     is_known = distance.estimate > 0.0
-    weight = distance.estimate / jnp.where(is_known, distance.scale, 1.0)
-    gained = distance.gained + weight * steepness * scale * sums.slope_way
+    weight = distance.estimate * (steepness / jnp.where(is_known, distance.scale, 1.0))
+    gained = _within_reach(distance.gained + _within_reach(weight) * (scale * sums.slope_way))
     estimate = gained / jnp.maximum(sums.slopes, 1e-30)
-    estimate = jnp.minimum(estimate, jnp.minimum(MAX_GROWTH * distance.estimate, _LARGEST))
-    known = distance._replace(
-        estimate=jnp.maximum(distance.estimate, estimate), gained=jnp.clip(gained, -1e30, 1e30)
-    )
+    estimate = _within_reach(jnp.minimum(estimate, MAX_GROWTH * distance.estimate))
+    known = distance._replace(estimate=jnp.maximum(distance.estimate, estimate), gained=gained)
     has_slope = sums.slope > 0.0
     new = Distance(
         *(
@@ -140,8 +140,8 @@ def compare(
             for k, f, old in zip(known, first, distance, strict=True)
         )
     )
-    weight = new.estimate / jnp.where(new.scale > 0.0, new.scale, 1.0)
-    return moved, slopes + weight * slope, new
+    relative = slope / jnp.where(new.scale > 0.0, new.scale, 1.0)
+    return moved, _within_reach(slopes + _within_reach(new.estimate * relative)), new
 
 
 def _sums(
@@ -191,6 +191,11 @@ def _cosine(product: jax.Array, square: jax.Array, other: jax.Array) -> jax.Arra
         jnp.where(other > 0.0, other, 1.0)
     )
     return jnp.clip(product / lengths, -1.0, 1.0)
+
+
+def _within_reach(x: jax.Array) -> jax.Array:
+    """Clip what is summed over a run, so that neither it nor a product with it is ever nan."""
+    return jnp.clip(x, -_REACH, _REACH)
 
 
 def _reduce(combine: Callable[..., jax.Array], vectors: Sequence[jax.Array]) -> list[jax.Array]:

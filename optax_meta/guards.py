@@ -32,14 +32,24 @@ def clip_growth(gradients: Tree, measured: Measured, largest: jax.Array) -> tupl
     Networks", https://arxiv.org/abs/2007.14469.
     """
     norm = measured.grad_norm
-    is_leap = (largest > 0.0) & (norm > largest) & jnp.isfinite(norm)
-    shrink = jnp.where(is_leap, largest / norm, 1.0)
+    shrink = shrinkage(norm, largest)
 
     def scale(gradient: jax.Array) -> jax.Array:
         return gradient * shrink.astype(jnp.result_type(gradient))
 
     clipped = jax.tree.map(lambda g: scale(g) if is_inexact(g) else g, gradients)
     return clipped, measured._replace(grad_norm=norm * shrink)
+
+
+def shrinkage(norm: jax.Array, largest: jax.Array) -> jax.Array:
+    """Return what gradients are scaled by, float32[] in (0, 1].
+
+    Args:
+        norm: of the gradients, float32[].
+        largest: as for `clip_growth`.
+    """
+    is_leap = (largest > 0.0) & (norm > largest) & jnp.isfinite(norm)
+    return jnp.where(is_leap, largest / norm, 1.0)
 
 
 def zero_nonfinite(

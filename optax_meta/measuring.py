@@ -5,7 +5,8 @@ asks for parameters or moves is estimated from some four thousand coordinates.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 
 from optax_meta.base import Tree
 from optax_meta.geometry import SIZE_OF_ZEROS, Geometry, Samples, compare
+from optax_meta.guards import shrinkage
 from optax_meta.metrics import Distance, Measured, Statistics
 from optax_meta.sampling import inexact, roots, sample, sizes
 
@@ -30,6 +32,7 @@ def measure(
     last_samples: Tree,
     passed: Mapping[str, object],
     axis_name: str | None,
+    largest: jax.Array | None = None,
 ) -> tuple[Measured, Tree, Distance]:
     """Return what there is to see at a step, and what the next one compares with.
 
@@ -41,6 +44,8 @@ def measure(
         last_samples: float32[4, k], or an empty tuple where no sample is asked for.
         passed: of which "value" and "cost" are read; either may be missing or None.
         axis_name: axis to average over; None for none.
+        largest: norm that gradients are held to, as for `guards.clip_growth`; one that leaps would
+            outweigh all others in the distance. None for any.
 
     Returns:
         What is measured, the new samples, and the distance that is known now.
@@ -56,12 +61,17 @@ def measure(
     squares = squared_norms(gradients)
     norm = jnp.sqrt(sum(squares, jnp.float32(0.0)))
     if isinstance(last_samples, jax.Array) and squares:
-        norm = _used_norm(norm, jnp.stack(squares), sizes(gradients), last_samples)
+        norm = _used_norm(norm, jnp.stack(squares), tuple(sizes(gradients)), last_samples)
     value, cost, grad_norm = averaged(jnp.stack([*scalars, norm]))
     seen, samples, distance = Geometry(*jnp.zeros(7, jnp.float32)), last_samples, known.distance
     if isinstance(last_samples, jax.Array):
         slope, is_finite = averaged(sample(gradients)), jnp.isfinite(grad_norm)
-        seen, samples, distance = _look(slope, params, last_samples, known, is_finite)
+        slope = slope if largest is None else slope * shrinkage(grad_norm, largest)
+        # Where the loss is not finite the optimizer makes nothing of the gradient, nor does this.
+        counts = is_finite & jnp.isfinite(value)
+        seen, samples, distance = _look(
+            slope, inexact(params), last_samples, known, is_finite, counts
+        )
         seen, distance = (
             Geometry(*averaged(jnp.stack(seen))),
             Distance(*averaged(jnp.stack(distance))),
@@ -75,8 +85,9 @@ def measure(
     return jax.lax.stop_gradient((measured, samples, distance))
 
 
+@partial(jax.jit, inline=True, static_argnums=2)  # compiled once, where nobody jits the step
 def _used_norm(
-    norm: jax.Array, squares: jax.Array, counts: Sequence[int], last_samples: jax.Array
+    norm: jax.Array, squares: jax.Array, counts: tuple[int, ...], last_samples: jax.Array
 ) -> jax.Array:
     """Return the norm of the gradients without those that are not finite and move nothing.
 
@@ -97,12 +108,14 @@ def _used_norm(
     return jax.lax.cond(jnp.isfinite(norm), lambda: norm, without)
 
 
+@partial(jax.jit, inline=True)
 def _look(
     slope: jax.Array,
-    params: Tree | None,
+    params: list[jax.Array],
     last_samples: jax.Array,
     known: Statistics,
     is_finite: jax.Array,
+    counts: jax.Array,
 ) -> tuple[Geometry, jax.Array, Distance]:
     """Return what samples tell, the new samples, and the distance.
 
@@ -111,12 +124,11 @@ def _look(
     samples stays outside: a branch that returns more writes more.
     """
     # Nothing here is differentiated, and a reduction of several operands cannot be.
-    leaves = inexact(params)
-    slope, leaves, last_samples = jax.lax.stop_gradient((slope, leaves, last_samples))
+    slope, params, last_samples = jax.lax.stop_gradient((slope, params, last_samples))
     last = Samples(*last_samples)
 
     def move_on() -> jax.Array:
-        position = sample(leaves)
+        position = sample(params)
         if not slope.shape == position.shape == last.now.shape:
             raise ValueError(
                 "gradients, parameters and state must belong together: pass the gradients of "
@@ -128,13 +140,13 @@ def _look(
     now, before = jax.lax.cond(is_finite, move_on, lambda: last_samples[:2])
     samples = last._replace(now=now, before=before)
     seen, slopes, distance = compare(
-        slope, samples, last.before, roots(leaves), known.distance, known.least_param_norm
+        slope, samples, last.before, roots(params), known.distance, known.least_param_norm
     )
-    kept = jnp.where(is_finite, slopes, last.slopes)
+    kept = jnp.where(counts, slopes, last.slopes)
     samples = jnp.stack(samples._replace(slopes=kept))
     seen = Geometry(*(jnp.where(is_finite, x, 0.0) for x in seen))
     same = zip(distance, known.distance, strict=True)
-    return seen, samples, Distance(*(jnp.where(is_finite, new, old) for new, old in same))
+    return seen, samples, Distance(*(jnp.where(counts, new, old) for new, old in same))
 
 
 def first_samples(params: Tree) -> tuple[jax.Array, jax.Array]:

@@ -314,6 +314,21 @@ def decided(statistics: Statistics, *, is_own: bool) -> Statistics:
     return statistics._replace(window=window, usual_grad_norm=statistics.means.grad_norm)
 
 
+def unjudged(statistics: Statistics) -> Statistics:
+    """Return the statistics after hyperparameters were set by hand: no step was made under them.
+
+    Args:
+        statistics: of a window, under whatever was used so far.
+
+    >>> window = unjudged(Statistics.empty()._replace(window=Window.fresh(is_own=True))).window
+    >>> print(window.is_own, window.num_judged)
+    0.0 0.0
+    """
+    zero = jnp.zeros_like(statistics.window.is_own)
+    window = statistics.window._replace(num_judged=zero, num_moves=zero, is_own=zero)
+    return statistics._replace(window=window)
+
+
 def accumulate(statistics: Statistics, measured: Measured, distance: Distance) -> Statistics:
     """Add one step to the window; one that is not finite is only counted.
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from optax_meta import metrics
 from optax_meta.base import Hyperparams, State, Tree
 from optax_meta.checks import is_number
+from optax_meta.metrics import Statistics
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -157,7 +159,9 @@ def set_hyperparams(opt_state: Any, /, **values: jax.typing.ArrayLike) -> Any:
             name: _replaced(old, values.get(_full_name(label, name)))
             for name, old in state.hyperparams.items()
         }
-        return state.with_hyperparams(new)
+        # No step has seen a move under these yet, and the next sees the last under the old.
+        statistics = metrics.unjudged(Statistics.unpack(state.statistics)).pack()
+        return state._replace(statistics=statistics).with_hyperparams(new)
 
     return replace_control_states(opt_state, change)
 

@@ -171,11 +171,12 @@ def _step(
     extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, ControlState]:
     controller, known = core.controller, Statistics.unpack(state.statistics)
+    is_held = controller.guards_nonfinite and is_set(controller.max_growth, math.inf)
+    largest = controller.max_growth * known.usual_grad_norm if is_held else None
     measured, samples, distance = measuring.measure(
-        known, state.step, updates, params, state.last_samples, extra_args, core.axis_name
+        known, state.step, updates, params, state.last_samples, extra_args, core.axis_name, largest
     )
-    if controller.guards_nonfinite and is_set(controller.max_growth, math.inf):
-        largest = controller.max_growth * known.usual_grad_norm
+    if largest is not None:
         updates, measured = guards.clip_growth(updates, measured, largest)
     statistics = metrics.accumulate(known, measured, distance)
     if controller.guards_nonfinite:

@@ -29,7 +29,7 @@ def controlled(name, rate=1e-2, factory=optax.adamw):
 
 
 WRAPPERS = {
-    "chain": lambda tx: optax.chain(optax.clip(0.5), tx, optax.add_decayed_weights(1e-3)),
+    "chain": lambda tx: optax.chain(optax.clip(0.5), tx, optax.add_decayed_weights(-1e-5)),
     "masked": lambda tx: optax.chain(
         optax.masked(tx, {"w": True, "b": False}),
         optax.masked(optax.set_to_zero(), {"w": False, "b": True}),

@@ -201,7 +201,12 @@ def test_it_learns_not_to_double_where_low_rates_pay():
 
     space = optax_meta.actions.learning_rate(bounds=(1e-3 / 2, 2e-3))
     controller = reinforce(
-        action_space=space, start="uniform", reward=reward, decision_interval=1, discount=0.0
+        action_space=space,
+        start="uniform",
+        reward=reward,
+        decision_interval=1,
+        discount=0.0,
+        wrappers={},
     )
     tx = control_hyperparams(optax.adamw, controller)(1e-3)
     carry = (jnp.array(0.0), tx.init(jnp.array(0.0)))

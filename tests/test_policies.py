@@ -294,7 +294,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, options, notes, message
 
 
 def test_scalars_of_numpy_and_jax_are_saved_as_numbers(tmp_path):
-    wrappers = {"calibrated": {"steps": np.int64(4), "target_ratio": np.float32(0.5)}}
+    wrappers = {"calibrated": {"steps": np.int64(4), "share": np.float32(0.5)}}
     policy = optax_meta.init_policy(jax.random.key(0), wrappers=wrappers)
     optax_meta.save_policy(policy, tmp_path / "mine.policy", notes={"score": jnp.float32(0.5)})
     assert optax_meta.load_policy(tmp_path / "mine.policy").wrappers == wrappers

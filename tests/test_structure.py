@@ -12,8 +12,9 @@ from optax_meta.meta import evaluation, runs
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"lazy", "metrics", "checks", "policy_gradient", "train_state"},
-    {"base", "measuring"},
-    {"observations", "actions", "rewards", "guards", "injection", "state"},
+    {"base", "geometry", "sampling"},
+    {"guards", "measuring"},
+    {"observations", "actions", "rewards", "injection", "state"},
     {"deciding"},
     {"transform"},
     {"policies", "recording", "writers"},

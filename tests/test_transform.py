@@ -135,11 +135,11 @@ def test_cost_and_alignment_reach_the_controller():
     tx = control_hyperparams(optax.sgd, recorder(needs_alignment=True))(0.1)
     params = jnp.array([1.0, 0.0])
     state = tx.init(params)
-    updates, state = tx.update(jnp.array([1.0, 0.0]), state, params, value=1.0, cost=0.25)
+    updates, state = tx.update(jnp.array([3.0, 4.0]), state, params, value=1.0, cost=0.25)
     params = optax.apply_updates(params, updates)
-    _, state = tx.update(jnp.array([1.0, 1.0]), state, params, value=1.0, cost=0.5)
+    _, state = tx.update(jnp.array([4.0, 3.0]), state, params, value=1.0, cost=0.5)
     np.testing.assert_allclose(state.controller_state[1], 0.5)
-    np.testing.assert_allclose(state.controller_state[3], 1 / np.sqrt(2), rtol=1e-6)
+    np.testing.assert_allclose(state.controller_state[3], 24 / 25, rtol=1e-6)
 
 
 def test_a_frozen_mask_of_infinities_is_nothing_that_moves():

@@ -26,7 +26,8 @@ _RETREAT, _RETURN = 0.5, 1.1
 """Where no step was finite the rate is halved: it may be too high. It comes back slowly, since loss
 scaling skips steps that were not."""
 _PATIENCE, _RAISE = 5, 10.0
-"""After so many steps without a move the rate is raised by a decade at each decision."""
+"""After so many steps without a move the rate is raised by a decade at each decision, up to what is
+usual: further would be too far where an optimizer accumulates gradients for longer."""
 _PROBE_RATIO = 1e-2
 """No probe moves further than this share of the parameters' norm, if moves were gradient steps."""
 
@@ -167,7 +168,9 @@ def _update(
     )
     # A bit that differs from what was returned is somebody else's change.
     changed = own * (given / jnp.where(returned > 0.0, returned, 1.0))
-    own = jnp.where((given == returned) | (returned == 0.0), own, changed)
+    is_own = (given == returned) | (returned == 0.0)
+    # Before a move was seen the rate is forgotten: that of the run's start, or of another stage.
+    own = jnp.where(is_own | (state.unit[1] == 0.0), own, changed)
     moves, unit = _unit(metrics, state.unit, given)
     kept = jnp.where(metrics.saw_finite, jnp.minimum(_RETURN * kept, 1.0), kept)
     is_lost = ~metrics.saw_finite & (unit[1] > 0.0)
@@ -192,9 +195,8 @@ def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array
     """Return the average growth of the logarithm of the distance in a step, float32[]."""
     ratio = metrics.distance / jnp.maximum(before, 1e-30)
     now = jnp.where(before > 0.0, jnp.log(jnp.maximum(ratio, 1.0)), 0.0)
-    num_steps = jnp.maximum(metrics.num_steps, 1.0)
-    left = _GROWTH_MEMORY**num_steps
-    return left * growth + (1.0 - left) * now / num_steps
+    left = _GROWTH_MEMORY**metrics.num_steps
+    return left * growth + (1.0 - left) * now / jnp.maximum(metrics.num_steps, 1.0)
 
 
 def _unit(metrics: Metrics, unit: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -224,8 +226,8 @@ def _lead(
     # Where no move was ever seen it may be too small to show, or gradients are accumulated.
     tells = (metrics.grad_norm > 0.0) & (metrics.num_judged > 0.0)
     # Gradients that move nothing may be far larger than those that do: raised until a move shows.
-    higher = jnp.where(metrics.step > _PATIENCE, _RAISE, 1.0) * used
-    to_show = jnp.maximum(higher, metrics.visible_rate(_PROBE_RATIO))
+    higher = jnp.where(metrics.step > _PATIENCE, jnp.minimum(_RAISE * used, USUAL_RATE), used)
+    to_show = jnp.maximum(jnp.maximum(used, higher), metrics.visible_rate(_PROBE_RATIO))
     blind = jnp.where(tells & metrics.saw_finite, to_show, used)
     steepest = metrics.steepest_rate(_PROBE_RATIO)
     probe = jnp.minimum(setting.probe_rate, jnp.where(steepest > 0.0, steepest, jnp.inf))
