@@ -86,6 +86,7 @@ def compare(
     The distance is d ← max(d, Σₖ dₖ⟨gₖ, x₀ - xₖ⟩ / ‖Σₖ dₖ gₖ‖₁): by convexity no more than the
     distance of the optimum, in the norm of the largest coordinate. It begins at a hundredth of what
     parameters with large gradients measure, so that in a tree of unlike scales the steepest counts.
+    No estimate is longer than the longest way that a parameter has come.
 
     Args:
         slope: the gradient, float32[k].
@@ -104,7 +105,7 @@ def compare(
     """
     now, before, start, slopes = samples
     # Each reduction of its own would write its operands out first: two passes, for all of them.
-    (steepness, scale), sums = _sums(slope, now, before, earlier, start, slopes, roots)
+    (steepness, scale, furthest), sums = _sums(slope, now, before, earlier, start, slopes, roots)
     has_moved = sums.moved_count > 0.0
     # What never moves, such as a frozen backbone or rows that no batch uses, is no measure.
     count = jnp.where(has_moved, sums.moved_count, jnp.maximum(sums.count, 1.0))
@@ -127,6 +128,8 @@ def compare(
     weight = distance.estimate * (steepness / jnp.where(is_known, distance.scale, 1.0))
     gained = _within_reach(distance.gained + _within_reach(weight) * (scale * sums.slope_way))
     estimate = _within_reach(gained / jnp.maximum(sums.slopes, 1e-30))
+    # A mean of ways that were come, unless slopes cancel, which tells nothing.
+    estimate = jnp.minimum(estimate, furthest)
     known = distance._replace(estimate=jnp.maximum(distance.estimate, estimate), gained=gained)
     has_slope = sums.slope > 0.0
     new = Distance(
@@ -148,8 +151,9 @@ def _sums(
     slopes: jax.Array,
     roots: np.ndarray,
 ) -> tuple[list[jax.Array], _Sums]:
-    """Return the largest slope and position, and sums in units of them."""
-    largest = _reduce(jnp.maximum, [abs(slope), jnp.maximum(abs(now), abs(start))])
+    """Return the largest slope, position and way of a coordinate, and sums in units of the two."""
+    largest = [abs(slope), jnp.maximum(abs(now), abs(start)), abs(now - start) / roots]
+    *largest, furthest = _reduce(jnp.maximum, largest)
     steepness, scale = (jnp.where(x > 0.0, x, 1.0) for x in largest)
     downhill, position, way = slope / -steepness, now / scale, (now - start) / scale
     move, last_move = (now - before) / scale, (before - earlier) / scale
@@ -178,7 +182,7 @@ def _sums(
         steepest_position=squares[0] * squares[1] / weights,
         slopes=where(has_moved, abs(slopes) * roots),
     )
-    return [steepness, scale], _Sums(*_reduce(jnp.add, terms))
+    return [steepness, scale, furthest], _Sums(*_reduce(jnp.add, terms))
 
 
 def _cosine(product: jax.Array, square: jax.Array, other: jax.Array) -> jax.Array:
