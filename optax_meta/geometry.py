@@ -90,6 +90,7 @@ def compare(
     distance of the optimum, in the norm of the largest coordinate; and no more than `MAX_GROWTH`
     times what it was. It begins at a hundredth of what
     parameters with large gradients measure, so that in a tree of unlike scales the steepest counts.
+    No estimate is longer than the longest way that a parameter has come.
 
     Args:
         slope: the gradient, float32[k].
@@ -108,7 +109,7 @@ def compare(
     """
     now, before, start, slopes = samples
     # Each reduction of its own would write its operands out first: two passes, for all of them.
-    (steepness, scale), sums = _sums(slope, now, before, earlier, start, slopes, roots)
+    (steepness, scale, furthest), sums = _sums(slope, now, before, earlier, start, slopes, roots)
     has_moved = sums.moved_count > 0.0
     # What never moves, such as a frozen backbone or rows that no batch uses, is no measure.
     count = jnp.where(has_moved, sums.moved_count, jnp.maximum(sums.count, 1.0))
@@ -130,8 +131,9 @@ def compare(
     is_known = distance.estimate > 0.0
     weight = distance.estimate * (steepness / jnp.where(is_known, distance.scale, 1.0))
     gained = _within_reach(distance.gained + _within_reach(weight) * (scale * sums.slope_way))
-    estimate = gained / jnp.maximum(sums.slopes, 1e-30)
-    estimate = _within_reach(jnp.minimum(estimate, MAX_GROWTH * distance.estimate))
+    # A mean of ways that were come, unless slopes cancel, which tells nothing.
+    reach = jnp.minimum(furthest, MAX_GROWTH * distance.estimate)
+    estimate = _within_reach(jnp.minimum(gained / jnp.maximum(sums.slopes, 1e-30), reach))
     known = distance._replace(estimate=jnp.maximum(distance.estimate, estimate), gained=gained)
     has_slope = sums.slope > 0.0
     new = Distance(
@@ -153,8 +155,9 @@ def _sums(
     slopes: jax.Array,
     roots: np.ndarray,
 ) -> tuple[list[jax.Array], _Sums]:
-    """Return the largest slope and position, and sums in units of them."""
-    largest = _reduce(jnp.maximum, [abs(slope), jnp.maximum(abs(now), abs(start))])
+    """Return the largest slope, position and way of a coordinate, and sums in units of the two."""
+    largest = [abs(slope), jnp.maximum(abs(now), abs(start)), abs(now - start) / roots]
+    *largest, furthest = _reduce(jnp.maximum, largest)
     steepness, scale = (jnp.where(x > 0.0, x, 1.0) for x in largest)
     downhill, position, way = slope / -steepness, now / scale, (now - start) / scale
     move, last_move = (now - before) / scale, (before - earlier) / scale
@@ -183,7 +186,7 @@ def _sums(
         steepest_position=squares[0] * squares[1] / weights,
         slopes=where(has_moved, abs(slopes) * roots),
     )
-    return [steepness, scale], _Sums(*_reduce(jnp.add, terms))
+    return [steepness, scale, furthest], _Sums(*_reduce(jnp.add, terms))
 
 
 def _cosine(product: jax.Array, square: jax.Array, other: jax.Array) -> jax.Array:

@@ -288,9 +288,8 @@ class Statistics(NamedTuple):
         """
         numbers = iter(jnp.moveaxis(packed, -1, 0))
         means, last = (Measured(*(next(numbers) for _ in Measured._fields)) for _ in range(2))
-        window, distance = (
-            part(*(next(numbers) for _ in part._fields)) for part in (Window, Distance)
-        )
+        window = Window(*(next(numbers) for _ in Window._fields))
+        distance = Distance(*(next(numbers) for _ in Distance._fields))
         return cls(means, last, window, distance, *numbers)
 
 

@@ -40,8 +40,8 @@ def roots(tree: Tree, size: int = SAMPLE_SIZE) -> np.ndarray:
         tree: as for `sample`.
         size: likewise.
 
-    >>> roots({"w": jnp.ones((200, 100)), "b": jnp.ones(2)})[[0, -1]]
-    array([2., 1.], dtype=float32)
+    >>> roots({"w": jnp.ones((200, 100)), "b": jnp.ones(1)})[[0, -1]]
+    array([1., 2.], dtype=float32)
     """
     parts = _over_leaves(_root, tree, size)
     return np.concatenate(parts) if parts else np.ones(1, np.float32)

@@ -24,6 +24,7 @@ CONTROLLERS = {
     "warmup": lambda: optax_meta.warmup(5),
     "warmup_plateau": lambda: optax_meta.warmup_plateau(5, factor=0.5, patience=1),
     "hypergradient": optax_meta.hypergradient,
+    "distance": lambda: optax_meta.distance(total_steps=STEPS),
     "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2),
     "learned": lambda: optax_meta.learned(
         optax_meta.init_policy(jax.random.key(1)), decision_interval=2
@@ -36,8 +37,9 @@ CONTROLLERS = {
         [optax_meta.warmup(5), optax_meta.hypergradient(), optax_meta.plateau(patience=1)], [5, 15]
     ),
 }
-# Those of a policy that has wrappers of its own, without these.
+# Those that have wrappers of their own, without these.
 BARE = {
+    "distance": lambda: optax_meta.annealed(optax_meta.constant(), total_steps=STEPS),
     "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2, wrappers={}),
     "any_lr": lambda: optax_meta.learned(ANY_LR, total_steps=STEPS, wrappers={}),
 }
