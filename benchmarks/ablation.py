@@ -1,4 +1,4 @@
-"""What do the single features and the parts of the wrappers bring to `any-lr-v1`?
+"""What do the single features and the parts of the wrappers bring to `any-lr-v2`?
 
 Validation tier, so that the answer may choose. A feature is knocked out by giving the policy its
 mean in place of its value; nothing is trained again. A part of the wrappers is taken away under the
@@ -54,7 +54,7 @@ def sparse(policy: Policy) -> Policy:
     return policy._replace(dense_steps=0)
 
 
-unbound = other({"trust_region.max_ratio": math.inf, "trust_region.max_growth": math.inf})
+unbound = other({"trust_region.max_share": math.inf, "trust_region.max_growth": math.inf})
 WITHOUT: dict[str, tuple[Change, ...]] = {
     "calibration": (uncalibrated,),
     "calibration, bounds": (uncalibrated, unbound),
@@ -62,19 +62,11 @@ WITHOUT: dict[str, tuple[Change, ...]] = {
     "calibration, dense first decisions, bounds": (uncalibrated, sparse, unbound),
     "dense first decisions": (sparse,),
     "bounds": (unbound,),
-    "bound on the move": (other({"trust_region.max_ratio": math.inf}),),
+    "bound on the move": (other({"trust_region.max_share": math.inf}),),
     "fall": (other({"annealed.power": 0.0}),),
-    "steeper fall": (other({"annealed.power": 1.0}),),
-    "wider bound of short runs": (other({"trust_region.ratio_power": 0.0}),),
-    "narrower bound of persistent moves": (other({"trust_region.persistence_power": 0.0}),),
-    "narrower bound of persistent moves, 2 % for all": (
-        other({"trust_region.persistence_power": 0.0, "trust_region.max_ratio": 0.02}),
-    ),
-    "end of raises": (other({"annealed.last_raise": math.inf}),),
-    # No bound may be lower than what is calibrated to.
-    "the tighter target, 1e-2 for 1e-3": (
-        other({"calibrated.target_ratio": 1e-3, "trust_region.min_ratio": 1e-3}),
-    ),
+    "span": (other({"calibrated.span": math.inf}),),
+    "longer moves while the distance grows": (other({"calibrated.growing_share": 0.3}),),
+    "longer moves": (other({"calibrated.share": 0.1}),),
 }
 
 
@@ -181,7 +173,7 @@ def judge(policy: Policy, of_cell: Callable[..., Any], floor: float) -> dict[str
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--policy", default="any-lr-v1", help="name or path")
+    parser.add_argument("--policy", default="any-lr-v2", help="name or path")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

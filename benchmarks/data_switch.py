@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--policy", default="any-lr-v1", help="name or path")
+    parser.add_argument("--policy", default="any-lr-v2", help="name or path")
     options = parser.parse_args()
     policy = optax_meta.load_policy(options.policy)
     ours = contender(policy)

@@ -1,7 +1,7 @@
 """REINFORCE or evolution strategies: which learns more from the same training runs?
 
 Both start from the same policy, draw the same tasks and take the same number of inner steps, with
-the recipe of `any-lr-v1`, the first half of the updates shaped; each is then judged on the
+the recipe of `any-lr-v2`, the first half of the updates shaped; each is then judged on the
 validation tier by its final loss over that of holding. The interval is that of a bootstrap over
 runs. Writes `learners.json`.
 

@@ -76,7 +76,7 @@ OTHERS: dict[str, protocol.Factory] = dict(
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--policy", default="any-lr-v1", help="name or path")
+    parser.add_argument("--policy", default="any-lr-v2", help="name or path")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
     options = parser.parse_args()
     name = Path(options.policy).stem

@@ -252,7 +252,7 @@ def picture(draw: Callable[..., Any], title: str, path: Path) -> None:
 def draw_pictures(cells: list[dict[str, Any]]) -> None:
     """Draw the two pictures of methods beside each other."""
     shown = {
-        "any-lr-v1": "any-lr-v1 (ours)",
+        "any-lr-v2": "any-lr-v2 (ours)",
         "constant": "constant",
         "warmup + cosine": "warmup + cosine",
         "mechanic": "mechanic",
@@ -275,7 +275,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cut", choices=CUTS, default="fast", help="minutes, more, or hours")
     parser.add_argument("--tier", choices=TIERS, default="test")
-    parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
+    parser.add_argument("--policies", nargs="*", default=["any-lr-v2"], help="names or paths")
     parser.add_argument("--folder", type=Path, default=HERE / "protocol", help="finished parts")
     parser.add_argument("--write", action="store_true", help="JSON, pages and pictures")
     parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, help="a part of the cut")
@@ -283,8 +283,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="*", help="horizons in place of the cut's")
     parser.add_argument("--no-baselines", action="store_true", help="policies alone")
     options = parser.parse_args()
-    if options.write and (options.tier != "test" or "any-lr-v1" not in options.policies):
-        parser.error("--write is for any-lr-v1 on the test tasks")
+    if options.write and (options.tier != "test" or "any-lr-v2" not in options.policies):
+        parser.error("--write is for any-lr-v2 on the test tasks")
     if options.write and options.optimizers:
         parser.error("--write is for whole cuts: finished parts in the folder are not run again")
     if options.write and options.tasks:
@@ -338,7 +338,7 @@ def main() -> None:
         results |= {"rates": cut.rates, "horizons": options.steps or cut.horizons}
         results |= {"seeds": cut.seeds, "oracle_seeds": cut.oracle_seeds, "scores": rows}
         results["seconds"] = round(time.monotonic() - started)
-        results |= {f: by(cells, f, "any-lr-v1") for f in ("task", "optimizer", "steps")}
+        results |= {f: by(cells, f, "any-lr-v2") for f in ("task", "optimizer", "steps")}
         name = "-".join(["protocol", options.cut, *map(str, options.steps or ())])
         path = HERE / f"{name}.json"
         path.write_text(json.dumps(results, indent=1) + "\n")

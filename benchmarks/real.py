@@ -10,7 +10,7 @@ folder as soon as it is finished, and made again where cell or method has change
 
     python benchmarks/real.py --fast            # minutes: one seed, schedules that are known best
     python benchmarks/real.py --half validation --policies mine.policy --methods none
-    python benchmarks/real.py --controllers 'mine=optax_meta.learned("any-lr-v1")' --methods none
+    python benchmarks/real.py --controllers 'mine=optax_meta.learned("any-lr-v2")' --methods none
     python benchmarks/real.py --half reported --write       # all methods, three seeds: hours
 """
 
@@ -112,7 +112,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--half", choices=HALVES, default="validation")
     parser.add_argument("--cells", nargs="*", choices=CELLS, help="some of the half's")
     parser.add_argument("--methods", nargs="*", choices=(*every, "none"), help="all by default")
-    parser.add_argument("--policies", nargs="*", default=["any-lr-v1"], help="names or paths")
+    parser.add_argument("--policies", nargs="*", default=["any-lr-v2"], help="names or paths")
     parser.add_argument("--controllers", nargs="*", default=[], help="NAME=EXPRESSION")
     parser.add_argument("--seeds", type=int, help="3 by default, 1 with --fast")
     parser.add_argument("--steps", type=int, help="of every run, in place of the cells'")

@@ -20,7 +20,7 @@ SHOWN = (
     "prodigy + linear",
     "moves of the norm, best constant",
     "moves of each matrix, best constant",
-    "any-lr-v1",
+    "any-lr-v2",
 )
 """Methods that the losses themselves are shown of."""
 

@@ -1,7 +1,7 @@
 """Does `adamw-lr-wd-v1` find the weight decay that a grid would?
 
 Small tables that a network overfits, judged by the loss on held-out rows. All runs have the rate
-chosen by `any-lr-v1`; five of them keep a weight decay of the grid, the best of which, by its mean
+chosen by `any-lr-v2`; five of them keep a weight decay of the grid, the best of which, by its mean
 over the seeds scored, is what the policy's loss is divided by: an oracle that sees the answer.
 Writes `weight_decay.json`.
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     tier = TEST if options.tier == "test" else validation()
-    base = optax_meta.load_policy("any-lr-v1")
+    base = optax_meta.load_policy("any-lr-v2")
     ours = {name: optax_meta.load_policy(name) for name in options.policies}
     rows = []
     for task, make in tier.items():

@@ -1,12 +1,12 @@
 """Which numbers of its wrappers serve a policy best? Variants, on the validation tier.
 
-Each variant changes some: `annealed.power=1.5,trust_region.max_ratio=0.04`. All are compiled as
+Each variant changes some: `annealed.power=1.5,calibrated.share=0.5`. All are compiled as
 one, so that thirty cost little more than the sweep that they are measured by; that is kept in the
 folder, as is every finished part. Ratios are those of `protocol.py`; without a variant, those of
 the policy as it is. With `--write`, `wrappers-200-1000.json`, named by the horizons.
 
     python benchmarks/wrappers.py annealed.power=1 annealed.power=1.5 annealed.power=2.5
-    python benchmarks/wrappers.py annealed.power=1.5,trust_region.max_ratio=0.04 --write
+    python benchmarks/wrappers.py annealed.power=1.5,calibrated.share=0.5 --write
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("variants", nargs="*", type=parsed, help="wrapper.number=value,…")
-    parser.add_argument("--policy", default="any-lr-v1", help="name or path")
+    parser.add_argument("--policy", default="any-lr-v2", help="name or path")
     parser.add_argument("--steps", type=int, nargs="*", default=[200, 1000])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--oracle-seeds", type=int, default=2)

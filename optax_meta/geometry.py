@@ -17,6 +17,9 @@ SIZE_OF_ZEROS = 0.1
 FIRST_DISTANCE = 1e-2
 """The first distance is this share of the parameters' size: grown from less it takes longer than
 short runs have, and much more would move what is good already."""
+MAX_GROWTH = 1.3
+"""Of the distance in a step. Where gradients grow along the way down, as they do on leaving a
+saddle, the bound does not hold, and the estimate would run away within three steps."""
 _LEAST_SHARE = 1e-2
 """The size that the first distance is a share of is at least this share of the root mean square,
 where all gradients are those of parameters near zero, such as biases."""
@@ -67,8 +70,8 @@ class _Sums(NamedTuple):
     position: jax.Array
     moved_position: jax.Array
     moved_move: jax.Array
-    count: jax.Array
-    moved_count: jax.Array
+    num_sloped: jax.Array
+    num_moved: jax.Array
     steepest_position: jax.Array
     slopes: jax.Array
 
@@ -84,9 +87,9 @@ def compare(
     """Return what a move looks like, the new sum of slopes, and the distance.
 
     The distance is d ← max(d, Σₖ dₖ⟨gₖ, x₀ - xₖ⟩ / ‖Σₖ dₖ gₖ‖₁): by convexity no more than the
-    distance of the optimum, in the norm of the largest coordinate. It begins at a hundredth of what
+    distance of the optimum, in the norm of the largest coordinate; no more than `MAX_GROWTH` times
+    what it was, nor than a parameter is away from its start. It begins at a hundredth of what
     parameters with large gradients measure, so that in a tree of unlike scales the steepest counts.
-    No estimate is longer than the longest way that a parameter has come.
 
     Args:
         slope: the gradient, float32[k].
@@ -106,9 +109,9 @@ def compare(
     now, before, start, slopes = samples
     # Each reduction of its own would write its operands out first: two passes, for all of them.
     (steepness, scale, furthest), sums = _sums(slope, now, before, earlier, start, slopes, roots)
-    has_moved = sums.moved_count > 0.0
+    has_moved = sums.num_moved > 0.0
     # What never moves, such as a frozen backbone or rows that no batch uses, is no measure.
-    count = jnp.where(has_moved, sums.moved_count, jnp.maximum(sums.count, 1.0))
+    count = jnp.where(has_moved, sums.num_moved, jnp.maximum(sums.num_sloped, 1.0))
     position = jnp.where(has_moved, sums.moved_position, sums.position)
     param_norm = jnp.maximum(scale * jnp.sqrt(position), least_norm)
     moved = Geometry(
@@ -127,9 +130,10 @@ def compare(
     is_known = distance.estimate > 0.0
     weight = distance.estimate * (steepness / jnp.where(is_known, distance.scale, 1.0))
     gained = _within_reach(distance.gained + _within_reach(weight) * (scale * sums.slope_way))
-    estimate = _within_reach(gained / jnp.maximum(sums.slopes, 1e-30))
+    estimate = gained / jnp.maximum(sums.slopes, 1e-30)
     # A mean of ways that were come, unless slopes cancel, which tells nothing.
-    estimate = jnp.minimum(estimate, furthest)
+    estimate = jnp.minimum(_within_reach(estimate), furthest)
+    estimate = jnp.minimum(estimate, MAX_GROWTH * distance.estimate)
     known = distance._replace(estimate=jnp.maximum(distance.estimate, estimate), gained=gained)
     has_slope = sums.slope > 0.0
     new = Distance(
@@ -177,8 +181,8 @@ def _sums(
         position=where(is_sloped, squares[1]),
         moved_position=where(has_moved, squares[1]),
         moved_move=where(has_moved, squares[2]),
-        count=where(is_sloped, jnp.asarray(weights)),
-        moved_count=where(has_moved, jnp.asarray(weights)),
+        num_sloped=where(is_sloped, jnp.asarray(weights)),
+        num_moved=where(has_moved, jnp.asarray(weights)),
         steepest_position=squares[0] * squares[1] / weights,
         slopes=where(has_moved, abs(slopes) * roots),
     )
