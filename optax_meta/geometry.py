@@ -70,8 +70,8 @@ class _Sums(NamedTuple):
     position: jax.Array
     moved_position: jax.Array
     moved_move: jax.Array
-    count: jax.Array
-    moved_count: jax.Array
+    num_sloped: jax.Array
+    num_moved: jax.Array
     steepest_position: jax.Array
     slopes: jax.Array
 
@@ -87,10 +87,9 @@ def compare(
     """Return what a move looks like, the new sum of slopes, and the distance.
 
     The distance is d ← max(d, Σₖ dₖ⟨gₖ, x₀ - xₖ⟩ / ‖Σₖ dₖ gₖ‖₁): by convexity no more than the
-    distance of the optimum, in the norm of the largest coordinate; and no more than `MAX_GROWTH`
-    times what it was. It begins at a hundredth of what
+    distance of the optimum, in the norm of the largest coordinate; no more than `MAX_GROWTH` times
+    what it was, nor than a parameter is away from its start. It begins at a hundredth of what
     parameters with large gradients measure, so that in a tree of unlike scales the steepest counts.
-    No estimate is longer than the longest way that a parameter has come.
 
     Args:
         slope: the gradient, float32[k].
@@ -110,9 +109,9 @@ def compare(
     now, before, start, slopes = samples
     # Each reduction of its own would write its operands out first: two passes, for all of them.
     (steepness, scale, furthest), sums = _sums(slope, now, before, earlier, start, slopes, roots)
-    has_moved = sums.moved_count > 0.0
+    has_moved = sums.num_moved > 0.0
     # What never moves, such as a frozen backbone or rows that no batch uses, is no measure.
-    count = jnp.where(has_moved, sums.moved_count, jnp.maximum(sums.count, 1.0))
+    count = jnp.where(has_moved, sums.num_moved, jnp.maximum(sums.num_sloped, 1.0))
     position = jnp.where(has_moved, sums.moved_position, sums.position)
     param_norm = jnp.maximum(scale * jnp.sqrt(position), least_norm)
     moved = Geometry(
@@ -181,8 +180,8 @@ def _sums(
         position=where(is_sloped, squares[1]),
         moved_position=where(has_moved, squares[1]),
         moved_move=where(has_moved, squares[2]),
-        count=where(is_sloped, jnp.asarray(weights)),
-        moved_count=where(has_moved, jnp.asarray(weights)),
+        num_sloped=where(is_sloped, jnp.asarray(weights)),
+        num_moved=where(has_moved, jnp.asarray(weights)),
         steepest_position=squares[0] * squares[1] / weights,
         slopes=where(has_moved, abs(slopes) * roots),
     )

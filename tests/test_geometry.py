@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optax_meta
-from optax_meta.geometry import FIRST_DISTANCE, SIZE_OF_ZEROS, Samples, compare
+from optax_meta.geometry import FIRST_DISTANCE, MAX_GROWTH, SIZE_OF_ZEROS, Samples, compare
 from optax_meta.measuring import global_norm
 from optax_meta.metrics import Distance, Statistics
 from optax_meta.sampling import roots, sample, sizes
 
 GRADS = np.float32([[3.0, -4.0], [3.0, -3.0], [2.0, -1.0], [-1.0, -1.0]])
-POSITIONS = np.float32([[1.0, 2.0], [0.5, 2.25], [0.25, 2.5], [0.125, 3.0]])
+WAYS = np.float32([[0, 0], [-21, 20], [-41, 31], [-31, 61]]) / np.float32(1024.0)
+POSITIONS = np.float32([1.0, 2.0]) + WAYS
 
 
 @jax.jit
@@ -45,12 +46,18 @@ def test_distance_by_its_formula():
         expected.append(max(expected[-1], gained / np.sum(np.abs(slopes))))
         slopes = slopes + expected[-1] * grad
     np.testing.assert_allclose([d for _, d in follow(GRADS, POSITIONS)], expected, rtol=1e-5)
-    assert expected[0] < expected[1] < expected[2]
+    assert expected[0] < expected[1] < expected[2] == expected[3]
+
+
+def test_in_a_step_a_distance_grows_by_no_more_than_three_tenths():
+    positions = POSITIONS[0] + np.float32(64.0) * WAYS
+    distances = np.array([d for _, d in follow(GRADS, positions)])
+    np.testing.assert_allclose(distances[1:3] / distances[:2], MAX_GROWTH, rtol=1e-5)
 
 
 def test_a_move_by_hand():
     seen, _ = follow(GRADS, POSITIONS)[2]
-    move, last, way = np.float32([-0.25, 0.25]), np.float32([-0.5, 0.25]), np.float32([-0.75, 0.5])
+    move, last, way = WAYS[2] - WAYS[1], WAYS[1], WAYS[2]
     downhill = -GRADS[2]
 
     def cosine(a, b):
@@ -59,8 +66,8 @@ def test_a_move_by_hand():
     np.testing.assert_allclose(seen.alignment, cosine(downhill, move), rtol=1e-6)
     np.testing.assert_allclose(seen.persistence, cosine(move, last), rtol=1e-6)
     np.testing.assert_allclose(seen.start_alignment, cosine(downhill, way), rtol=1e-6)
-    np.testing.assert_allclose(seen.update_norm, 0.25 * np.sqrt(2.0), rtol=1e-6)
-    np.testing.assert_allclose(seen.update_rms, 0.25, rtol=1e-6)
+    np.testing.assert_allclose(seen.update_norm, np.linalg.norm(move), rtol=1e-6)
+    np.testing.assert_allclose(seen.update_rms, np.sqrt(np.mean(move**2)), rtol=1e-6)
     np.testing.assert_allclose(seen.displacement, np.sqrt(np.mean(way**2)), rtol=1e-6)
     np.testing.assert_allclose(seen.param_norm, np.linalg.norm(POSITIONS[2]), rtol=1e-6)
 
@@ -102,9 +109,9 @@ def test_what_never_moves_is_no_measure(still):
 
 def test_slopes_that_cancel_tell_no_distance():
     """A gradient of 1, -1 and 1 again, each at a place where the last move went downhill."""
-    grads, positions = np.float32([[1], [-1], [1]]), np.float32([[3.0], [3.5], [2.5]])
+    grads, positions = np.float32([[1], [-1], [1]]), np.float32([[3.0], [3.035], [2.97]])
     distances = [float(d) for _, d in follow(grads, positions)]
-    np.testing.assert_allclose(distances, [0.03, 0.5, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(distances, [0.03, 0.035, 0.035], rtol=1e-4)
 
 
 def test_unused_rows_leave_the_distance_alone():

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ _LARGEST_JUMP = 1e3
 """A rate changes by no more than this from one decision to the next, however little it moved."""
 _MEMORY = 0.99
 """Decay, a step, of the average of what a unit rate moves: long against the noise of one step."""
-_LEAP = 4.0
-"""Beyond this many times the usual a move is longer than noise makes it."""
 _USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
 """Of the logarithm of the distance in a step: half of what c = 0.3 reaches while all moves agree.
 Networks have it for some twenty steps; where it lasts longer the start was tiny."""
@@ -145,7 +143,7 @@ def calibrated(
     )
 
 
-def _dense(controller: Controller, steps: int) -> Number:
+def _dense(controller: Controller, steps: int) -> Any:
     if isinstance(controller.dense_steps, int):
         return max(controller.dense_steps, steps)
     return lambda step: controller.is_dense(step) | (step < steps)
@@ -208,8 +206,8 @@ def _unit(metrics: Metrics, unit: jax.Array, given: jax.Array) -> tuple[jax.Arra
     left = jnp.where(tells, _MEMORY**metrics.num_moves, 1.0)
     unit = left * unit + (1.0 - left) * jnp.stack([moved, 1.0])
     usual = unit[0] / jnp.maximum(unit[1], 1e-30)
-    # Moves far longer than usual, as those of a loss that explodes, count at once.
-    return jnp.where(moved > _LEAP * usual, moved, usual), unit
+    # Moves that become longer count at once: the next one is shorter, as if gradients were clipped.
+    return jnp.maximum(moved, usual), unit
 
 
 def _lead(
@@ -243,7 +241,7 @@ def _calibrated_decay(
     decay, rate = hyperparams[DECAY], jnp.maximum(rate.astype(jnp.float32), 1e-30)
     wanted = setting.total_decay * metrics.per_step / rate
     dense = _dense(setting.controller, setting.steps)
-    is_first = dense(metrics.step) if callable(dense) else metrics.step < dense
+    is_first: Any = dense(metrics.step) if callable(dense) else metrics.step < dense
     # The length of the run, if there is one, shows at the next step.
     is_near = (metrics.step == 0) & (metrics.progress >= 0.0)
     harmless = jnp.minimum(decay.astype(jnp.float32), _PROBE_RATIO / rate).astype(decay.dtype)
