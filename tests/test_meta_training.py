@@ -255,7 +255,7 @@ def test_weight_decay_is_learned_from_the_final_loss_alone():
         jax.random.key(0),
         encoder=observations.scale_free(weight_decay=True),
         action_space=actions.factored(*SPACE.moves, actions.scale("weight_decay")),
-        wrappers={"calibrated": {"steps": 4, "target_ratio": 1e-3, "total_decay": 1.0}},
+        wrappers={"calibrated": {"steps": 4, "share": 0.1, "total_decay": 1.0}},
     )
     family = families.networks(sizes=(4, 8, 2), rows=16)
     trainer = tiny(policy, [family], shaped_updates=0, weight_decays=(1e-3, 1e-2))

@@ -365,7 +365,7 @@ def test_every_baseline_of_the_benchmark_trains(name):
 
 def test_a_policy_trained_anew_or_inside_other_wrappers_is_run_again():
     policy = optax_meta.load_policy("any-lr-v2")
-    changed = frozen.changed(policy, {"trust_region.max_ratio": 0.1})
+    changed = frozen.changed(policy, {"trust_region.max_share": 0.1})
     rewrapped = policy._replace(wrappers=dict(reversed(policy.wrappers.items())))
     others = changed, rewrapped, policy._replace(dense_steps=10), frozen.holding(policy)
     prints = {frozen.contender(p).fingerprint for p in (policy, *others)}

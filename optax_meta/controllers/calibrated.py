@@ -151,6 +151,7 @@ def _dense(controller: Controller, steps: int) -> Any:
 
 def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
     start = hyperparams[RATE]
+    start = jnp.where(start == 0.0, jnp.asarray(USUAL_RATE, start.dtype), start)
     values, last = jnp.stack([start, start, start]), jnp.array([0.0, 0.0, 1.0], jnp.float32)
     unit = jnp.zeros(2, jnp.float32)
     return CalibratedState(values, last, unit, setting.controller.init(hyperparams))
@@ -165,7 +166,7 @@ def _update(
         state.last,
     )
     # A bit that differs from what was returned is somebody else's change.
-    changed = own * (given / jnp.where(returned > 0.0, returned, 1.0))
+    changed = own * (given / jnp.where(returned == 0.0, 1.0, returned))
     is_own = (given == returned) | (returned == 0.0)
     # Before a move was seen the rate is forgotten: that of the run's start, or of another stage.
     own = jnp.where(is_own | (state.unit[1] == 0.0), own, changed)
@@ -181,9 +182,10 @@ def _update(
     wanted, controller_state = setting.controller.update(metrics, state.controller_state, leading)
     new = setting.controller.keep_in_bounds(RATE, own, wanted[RATE])
     if is_set(setting.span, math.inf):
-        new = jnp.clip(new, first / setting.span, first * setting.span)
+        sizes = jnp.abs(first) / setting.span, jnp.abs(first) * setting.span
+        new = jnp.sign(first) * jnp.clip(jnp.abs(new), *sizes)
     level = jnp.where(unit[1] > 0.0, new / first, 1.0)
-    value = jnp.where(metrics.is_over, given, (lead * level).astype(given.dtype))
+    value = jnp.where(metrics.is_over, given, (jnp.sign(first) * lead * level).astype(given.dtype))
     value = setting.controller.keep_in_bounds(RATE, given, value)
     values, last = jnp.stack([new, value, first]), jnp.stack([metrics.distance, growth, kept])
     return {**wanted, RATE: value}, CalibratedState(values, last, unit, controller_state)
@@ -199,7 +201,7 @@ def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array
 
 def _unit(metrics: Metrics, unit: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return what a unit rate moves now at most, float32[], and its average, float32[2]."""
-    used = metrics.hyperparams.get(RATE, given).astype(jnp.float32)
+    used = jnp.abs(metrics.hyperparams.get(RATE, given)).astype(jnp.float32)
     moved = metrics.update_rms / jnp.maximum(used, 1e-30)
     tells = (metrics.num_moves > 0.0) & (used > 0.0) & (moved > 0.0) & jnp.isfinite(moved)
     moved = jnp.where(tells, moved, 0.0)
@@ -218,7 +220,7 @@ def _lead(
     given: jax.Array,
 ) -> jax.Array:
     """Return the rate at which a move has the wanted root mean square, to be used next, float[]."""
-    used = given.astype(jnp.float32)
+    used = jnp.abs(given).astype(jnp.float32)
     rate = wanted / jnp.maximum(moves, 1e-30)
     rate = jnp.clip(rate, used / _LARGEST_JUMP, used * _LARGEST_JUMP)
     # Where no move was ever seen it may be too small to show, or gradients are accumulated.
