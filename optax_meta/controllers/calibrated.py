@@ -55,6 +55,7 @@ class _Calibration(NamedTuple):
     controller: Controller
     share: Number
     growing_share: Number
+    length_power: Number
     steps: int
     probe_rate: Number
     total_decay: Number
@@ -66,6 +67,7 @@ def calibrated(
     *,
     share: Number = 0.3,
     growing_share: Number = 1.5,
+    length_power: Number = 0.3,
     steps: int = 20,
     probe_rate: Number = 1e-6,
     total_decay: Number = 0.0,
@@ -92,6 +94,9 @@ def calibrated(
         growing_share: c where the distance has grown by a seventh in each of the last steps, and
             in between where it has by less: parameters started far too small, and so far the way
             ahead is only known to be longer than that.
+        length_power: in a run of known length T both shares are times (1000/T) to this power, ≥ 0:
+            shorter runs have fewer moves to get there. Runs of fewer than 100 steps count as that
+            long.
         steps: so many of the first steps are decided upon each, ≥ 1, while the distance is found.
         probe_rate: largest learning rate of the very first update, ≥ 0; it is lower still where
             gradients are so large that a gradient step would pass a hundredth of the parameters.
@@ -122,7 +127,11 @@ def calibrated(
     check_wrapped("calibrated", controller, RATE)
     steps = check_whole("steps", steps)
     check_numbers(
-        share=share, growing_share=growing_share, probe_rate=probe_rate, total_decay=total_decay
+        share=share,
+        growing_share=growing_share,
+        length_power=length_power,
+        probe_rate=probe_rate,
+        total_decay=total_decay,
     )
     check_number("span", span, 1.0)
     if RATE in controller.default_start:
@@ -133,7 +142,9 @@ def calibrated(
     forgotten = {RATE: min(max(USUAL_RATE, low), high)}
     if DECAY in controller.hyperparams and is_set(total_decay, 0.0):
         forgotten[DECAY] = _USUAL_DECAY
-    setting = _Calibration(controller, share, growing_share, steps, probe_rate, total_decay, span)
+    setting = _Calibration(
+        controller, share, growing_share, length_power, steps, probe_rate, total_decay, span
+    )
     return controller._replace(
         init=partial(_init, setting),
         update=partial(_update, setting),
@@ -177,7 +188,8 @@ def _update(
     growth = _growth(metrics, before, growth)
     is_growing = jnp.clip((growth - _USUAL_GROWTH) / _USUAL_GROWTH, 0.0, 1.0)
     share = setting.share + (setting.growing_share - setting.share) * is_growing
-    lead = _lead(setting, metrics, share * kept * metrics.distance, moves, given)
+    stretch = jnp.where(metrics.progress > 0.0, metrics.shortness**setting.length_power, 1.0)
+    lead = _lead(setting, metrics, stretch * share * kept * metrics.distance, moves, given)
     leading = {**hyperparams, RATE: own, **_calibrated_decay(setting, metrics, hyperparams, lead)}
     wanted, controller_state = setting.controller.update(metrics, state.controller_state, leading)
     new = setting.controller.keep_in_bounds(RATE, own, wanted[RATE])

@@ -11,6 +11,7 @@ def distance(
     *,
     share: Number = 0.3,
     growing_share: Number = 1.5,
+    length_power: Number = 0.3,
     power: Number = 1.0,
     total_steps: Number | None = None,
 ) -> Controller:
@@ -23,6 +24,7 @@ def distance(
     Args:
         share: c, ≥ 0.
         growing_share: c while the distance still grows, as in `calibrated`.
+        length_power: how c falls with the length of the run, as in `calibrated`.
         power: k, ≥ 0; 1 falls linearly.
         total_steps: length of the run, counted in calls of `update`; None where it is not known:
             then nothing falls.
@@ -42,11 +44,8 @@ def distance(
         >>> tx = optax_meta.control_hyperparams(optax.lion, distance(total_steps=1000))()
     """
     held = Controller(init=_init, update=_hold, needs_value=False)
-    return annealed(
-        calibrated(held, share=share, growing_share=growing_share),
-        power=power,
-        total_steps=total_steps,
-    )
+    rule = calibrated(held, share=share, growing_share=growing_share, length_power=length_power)
+    return annealed(rule, power=power, total_steps=total_steps)
 
 
 def _init(hyperparams: Hyperparams) -> State:
