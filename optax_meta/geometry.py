@@ -35,7 +35,7 @@ class Samples(NamedTuple):
         now: the position at which the last finite gradient was taken.
         before: that of one finite step before.
         start: that before the first step.
-        slopes: Σ dₖ gₖ/G, see `metrics.Distance`.
+        slopes: Σ dₖ gₖ/(G d), see `metrics.Distance`.
     """
 
     now: jax.Array
@@ -128,8 +128,8 @@ def compare(
     size = jnp.where(least_norm > 0.0, SIZE_OF_ZEROS, size)
     first = Distance(FIRST_DISTANCE * size, jnp.float32(0.0), steepness * jnp.sqrt(sums.slope))
     is_known = distance.estimate > 0.0
-    weight = distance.estimate * (steepness / jnp.where(is_known, distance.scale, 1.0))
-    gained = _within_reach(distance.gained + _within_reach(weight) * (scale * sums.slope_way))
+    steepness /= jnp.where(is_known, distance.scale, 1.0)
+    gained = _within_reach(distance.gained + _within_reach(steepness) * (scale * sums.slope_way))
     # A mean of ways that were come, unless slopes cancel, which tells nothing.
     reach = jnp.minimum(furthest, MAX_GROWTH * distance.estimate)
     estimate = _within_reach(jnp.minimum(gained / jnp.maximum(sums.slopes, 1e-30), reach))
@@ -141,8 +141,11 @@ def compare(
             for k, f, old in zip(known, first, distance, strict=True)
         )
     )
-    relative = slope / jnp.where(new.scale > 0.0, new.scale, 1.0)
-    return moved, _within_reach(slopes + _within_reach(new.estimate * relative)), new
+    # In units of the distance, so that no scale of the parameters vanishes when squared.
+    shrink = distance.estimate / jnp.where(is_known, new.estimate, 1.0)
+    relative = _within_reach(slope / jnp.where(new.scale > 0.0, new.scale, 1.0))
+    new = new._replace(gained=shrink * new.gained)
+    return moved, _within_reach(shrink * slopes + relative), new
 
 
 def _sums(

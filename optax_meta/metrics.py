@@ -201,7 +201,7 @@ class Distance(NamedTuple):
 
     Attributes:
         estimate: d, in the unit of the parameters; 0 before the first gradient.
-        gained: Σ dₖ⟨gₖ, x₀ - xₖ⟩/G over the steps k so far.
+        gained: Σ dₖ⟨gₖ, x₀ - xₖ⟩/(G d) over the steps k so far.
         scale: G, the norm of the first gradient, which keeps such sums from overflowing.
     """
 

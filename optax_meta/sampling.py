@@ -12,10 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optax_meta.base import Tree
 
 SAMPLE_SIZE = 4096
+_LEAST = 16
+"""About so many coordinates of an array are taken at least: of a bias beside a large frozen part
+one alone may happen to be where it belongs already."""
 
 
 def sample(tree: Tree, size: int = SAMPLE_SIZE) -> jax.Array:
-    """Return a strided sample of about `size` coordinates, each leaf in proportion, at least one.
+    """Return a strided sample of some `size` coordinates, each leaf in proportion, 16 at least.
 
     A coordinate is scaled by the root of the number that it stands for in its leaf, so that norms
     and dot products of samples estimate those of the whole; a tree that is taken whole is as it is.
@@ -66,7 +69,7 @@ def _over_leaves(part: Callable[[int, jax.Array], Any], tree: Tree, size: int) -
     """Return what a function of the stride makes of every leaf that is not empty."""
     leaves = inexact(tree)
     stride = -(-sum(leaf.size for leaf in leaves) // size) or 1
-    return [part(stride, leaf) for leaf in leaves if leaf.size]
+    return [part(min(stride, leaf.size // _LEAST or 1), leaf) for leaf in leaves if leaf.size]
 
 
 def inexact(tree: Tree | None) -> list[jax.Array]:

@@ -143,7 +143,7 @@ def test_parameters_of_unlike_scale_are_not_lost(controller, base):
 
 
 @BOTH
-@pytest.mark.parametrize("start", [0.0, 1e-20, 1e-8, 1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("start", [0.0, 1e-12, 1e-8, 1e-6, 1e-4, 1e-2, 1.0])
 def test_no_cliff_between_zero_and_one(controller, start):
     x = jax.random.normal(jax.random.key(0), (200, 5))
 
