@@ -120,8 +120,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=HERE / "real", help="finished runs")
     parser.add_argument("--write", action="store_true", help="JSON and pages")
     options = parser.parse_args()
-    if options.write and (options.cells or options.methods or options.steps or options.fast):
-        parser.error("--write is for all cells, methods and steps of a half")
+    if options.write and (options.cells or options.steps or options.fast):
+        parser.error("--write is for all cells and steps of a half")
     if options.fast and {MOVES, SINGLE} & set(options.methods or ()):
         parser.error(f"`{MOVES}` and `{SINGLE}` are chosen by a sweep, which --fast leaves out")
     if options.methods is None:

@@ -204,6 +204,9 @@ _METHODS: dict[str, Contender] = {
             factory(run.rate), contrib.reduce_on_plateau(accumulation_size=20)
         )
     ),
+    "distance": Contender.from_controller(
+        lambda run: optax_meta.distance(total_steps=run.steps), any_start=True
+    ),
     "greedy": Contender.from_controller(lambda run: greedy()),  # noqa: ARG005
     "hypergradient": Contender.from_controller(
         lambda run: optax_meta.hypergradient()  # noqa: ARG005

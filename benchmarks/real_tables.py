@@ -20,6 +20,7 @@ SHOWN = (
     "prodigy + linear",
     "moves of the norm, best constant",
     "moves of each matrix, best constant",
+    "distance",
     "any-lr-v2",
 )
 """Methods that the losses themselves are shown of."""
@@ -110,6 +111,18 @@ def losses(cells: Sequence[Cell], methods: Sequence[str]) -> str:
         name = f"{cell['name']}, {cell['parameters'] / 1e6:.2f}M, {cell['steps']} steps"
         rows.append((name, f"{kind} {rate:.2g}", *(_loss(cell, method) for method in methods)))
     return table(("held-out loss (accuracy)", "best schedule", *map(label, methods)), rows)
+
+
+def ratios(half: str, methods: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return a row for each optimizer of a half: geometric means of the ratios of these methods."""
+    cells = read(half)
+    rows = []
+    for optimizer in sorted({cell["optimizer"] for cell in cells}):
+        mine = [cell for cell in cells if cell["optimizer"] == optimizer]
+        having = {m: [ratio(c, m) for c in mine if m in c["methods"]] for m in methods}
+        count = f"{len(mine)} cell{'s' * (len(mine) > 1)}, {optimizer}"
+        rows.append((count, *(number(geometric(having[m]), 3) for m in methods)))
+    return rows
 
 
 def _loss(cell: Cell, method: str) -> str:
