@@ -67,7 +67,7 @@ def calibrated(
     *,
     share: Number = 0.3,
     growing_share: Number = 1.5,
-    length_power: Number = 0.3,
+    length_power: Number = 0.5,
     steps: int = 20,
     probe_rate: Number = 1e-6,
     total_decay: Number = 0.0,

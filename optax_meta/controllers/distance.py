@@ -11,7 +11,7 @@ def distance(
     *,
     share: Number = 0.3,
     growing_share: Number = 1.5,
-    length_power: Number = 0.3,
+    length_power: Number = 0.5,
     power: Number = 1.0,
     total_steps: Number | None = None,
 ) -> Controller:
