@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_meta import measuring, metrics
+from optax_meta import measuring, tracking
 from optax_meta.base import Controller, Hyperparams, State, Tree
-from optax_meta.metrics import NUM_STATISTICS, Metrics, Statistics, with_progress
+from optax_meta.metrics import Metrics, with_progress
 from optax_meta.state import ControlState, replace_control_states
+from optax_meta.tracking import NUM_STATISTICS, Statistics
 
 FOREIGN = (
     "`state` is that of another controller, or of another version of this one: start from `init`, "
@@ -81,7 +82,7 @@ def _decide_now(
         controller, statistics, state.step, state.hyperparams, state.controller_state
     )
     # The next step sees an update that was made before these hyperparameters.
-    statistics = metrics.decided(statistics, is_own=False)
+    statistics = tracking.decided(statistics, is_own=False)
     return state._replace(
         statistics=statistics.pack(), controller_state=controller_state
     ).with_hyperparams(hyperparams)
@@ -123,7 +124,7 @@ def decide_if_due(
         return _ask(controller, known, step, hyperparams, controller_state)
 
     operands = (hyperparams, controller_state)
-    after = metrics.decided(statistics, is_own=True)
+    after = tracking.decided(statistics, is_own=True)
     if is_static(controller.decision_interval):
         if controller.decision_interval == math.inf:
             return *operands, statistics

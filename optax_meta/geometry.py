@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_meta.metrics import Distance
+from optax_meta.tracking import Distance
 
 SIZE_OF_ZEROS = 0.1
 """Root mean square that parameters count as having at least, where all of them start at zero."""
@@ -35,7 +35,7 @@ class Samples(NamedTuple):
         now: the position at which the last finite gradient was taken.
         before: that of one finite step before.
         start: that before the first step.
-        slopes: Σ dₖ gₖ/(G d), see `metrics.Distance`.
+        slopes: Σ dₖ gₖ/(G d), see `tracking.Distance`.
     """
 
     now: jax.Array

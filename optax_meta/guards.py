@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta.base import Tree
-from optax_meta.metrics import Measured
 from optax_meta.sampling import is_inexact
+from optax_meta.tracking import Measured
 
 
 def clip_growth(gradients: Tree, measured: Measured, largest: jax.Array) -> tuple[Tree, Measured]:

@@ -15,8 +15,8 @@ import numpy as np
 from optax_meta.base import Tree
 from optax_meta.geometry import SIZE_OF_ZEROS, Geometry, Samples, compare
 from optax_meta.guards import shrinkage
-from optax_meta.metrics import Distance, Measured, Statistics
 from optax_meta.sampling import inexact, roots, sample, sizes
+from optax_meta.tracking import Distance, Measured, Statistics
 
 NUM_SAMPLES = len(Samples._fields)
 _LARGEST = float(np.finfo(np.float32).max)

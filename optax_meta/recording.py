@@ -10,8 +10,8 @@ from jax.core import Tracer
 
 from optax_meta import policy_gradient
 from optax_meta.base import Hyperparams, State
-from optax_meta.metrics import Statistics
 from optax_meta.state import ControlState, detach, find_control_states
+from optax_meta.tracking import Statistics
 
 
 class Decision(NamedTuple):

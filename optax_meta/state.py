@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optax_meta import metrics
+from optax_meta import tracking
 from optax_meta.base import Hyperparams, State, Tree
 from optax_meta.checks import is_number
-from optax_meta.metrics import Statistics
+from optax_meta.tracking import Statistics
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -21,7 +21,7 @@ class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `metrics.Statistics`, packed, float32[33].
+        statistics: `tracking.Statistics`, packed, float32[33].
         controller_state: what the controller carries.
         last_samples: strided samples of the parameters one step ago, two steps ago and at the
             start, and of all gradients so far, weighted, float32[4, k], for a controller that asks
@@ -160,7 +160,7 @@ def set_hyperparams(opt_state: Any, /, **values: jax.typing.ArrayLike) -> Any:
             for name, old in state.hyperparams.items()
         }
         # No step has seen a move under these yet, and the next sees the last under the old.
-        statistics = metrics.unjudged(Statistics.unpack(state.statistics)).pack()
+        statistics = tracking.unjudged(Statistics.unpack(state.statistics)).pack()
         return state._replace(statistics=statistics).with_hyperparams(new)
 
     return replace_control_states(opt_state, change)

@@ -1,7 +1,7 @@
 """`control_hyperparams`: any Optax factory under any controller.
 
 A step in order: `measuring` looks at it, `guards` keeps from the optimizer what would harm it,
-`metrics` adds it to the window, `deciding` asks the controller where it is due, and the optimizer
+`tracking` adds it to the window, `deciding` asks the controller where it is due, and the optimizer
 that `injection` builds from the decided values makes the update.
 """
 
@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_meta import guards, measuring, metrics
+from optax_meta import guards, measuring, tracking
 from optax_meta.base import Controller, Hyperparams, State
 from optax_meta.checks import check_interval, is_set
 from optax_meta.deciding import FOREIGN, decide_if_due, is_own, is_static
 from optax_meta.injection import Factory, Injection, first_values, split
-from optax_meta.metrics import Statistics
 from optax_meta.state import ControlState, widest
+from optax_meta.tracking import Statistics
 
 
 def control_hyperparams(
@@ -178,7 +178,7 @@ def _step(
     )
     if largest is not None:
         updates, measured = guards.clip_growth(updates, measured, largest)
-    statistics = metrics.accumulate(known, measured, distance)
+    statistics = tracking.accumulate(known, measured, distance)
     if controller.guards_nonfinite:
         updates, extra_args = guards.zero_nonfinite(
             updates, extra_args, measured, statistics.last.value

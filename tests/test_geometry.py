@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import optax_meta
 from optax_meta.geometry import FIRST_DISTANCE, MAX_GROWTH, SIZE_OF_ZEROS, Samples, compare
 from optax_meta.measuring import global_norm
-from optax_meta.metrics import Distance, Statistics
 from optax_meta.sampling import roots, sample, sizes
+from optax_meta.tracking import Distance, Statistics
 
 GRADS = np.float32([[3.0, -4.0], [3.0, -3.0], [2.0, -1.0], [-1.0, -1.0]])
 WAYS = np.float32([[0, 0], [-21, 20], [-41, 31], [-31, 61]]) / np.float32(1024.0)

@@ -12,7 +12,8 @@ from optax_meta.meta import evaluation, runs
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"lazy", "metrics", "checks", "policy_gradient", "train_state"},
-    {"base", "geometry", "sampling"},
+    {"base", "tracking"},
+    {"geometry", "sampling"},
     {"guards", "measuring"},
     {"observations", "actions", "rewards", "injection", "state"},
     {"deciding"},

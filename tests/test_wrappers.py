@@ -15,7 +15,7 @@ from conftest import run_values
 import optax_meta
 from optax_meta import actions, annealed, calibrated, observations, trust_region
 from optax_meta.controllers.wrapping import WRAPPERS, wrapped
-from optax_meta.metrics import Statistics
+from optax_meta.tracking import Statistics
 
 SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
 

@@ -171,36 +171,48 @@ def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
 def _update(
     setting: _Calibration, metrics: Metrics, state: CalibratedState, hyperparams: Hyperparams
 ) -> tuple[Hyperparams, CalibratedState]:
-    given, (own, returned, first), (before, growth, kept) = (
-        hyperparams[RATE],
-        state.values,
-        state.last,
-    )
-    # A bit that differs from what was returned is somebody else's change.
-    changed = own * (given / jnp.where(returned == 0.0, 1.0, returned))
-    is_own = (given == returned) | (returned == 0.0)
-    # Before a move was seen the rate is forgotten: that of the run's start, or of another stage.
-    own = jnp.where(is_own | (state.unit[1] == 0.0), own, changed)
+    given, first, controller = hyperparams[RATE], state.values[2], setting.controller
+    own, last = _own(state, given), _last(metrics, state)
     moves, unit = _unit(metrics, state.unit, given)
-    kept = jnp.where(metrics.saw_finite, jnp.minimum(_RETURN * kept, 1.0), kept)
-    is_lost = ~metrics.saw_finite & (unit[1] > 0.0)
-    kept = jnp.where(is_lost, _RETREAT * kept, kept)
-    growth = _growth(metrics, before, growth)
-    is_growing = jnp.clip((growth - _USUAL_GROWTH) / _USUAL_GROWTH, 0.0, 1.0)
-    share = setting.share + (setting.growing_share - setting.share) * is_growing
-    stretch = jnp.where(metrics.progress > 0.0, metrics.shortness**setting.length_power, 1.0)
-    lead = _lead(setting, metrics, stretch * share * kept * metrics.distance, moves, given)
+    wanted = _share(setting, metrics, last[1]) * last[2] * metrics.distance
+    lead = _lead(setting, metrics, wanted, moves, given)
     leading = {**hyperparams, RATE: own, **_calibrated_decay(setting, metrics, hyperparams, lead)}
-    wanted, controller_state = setting.controller.update(metrics, state.controller_state, leading)
-    new = setting.controller.keep_in_bounds(RATE, own, wanted[RATE])
+    decided, controller_state = controller.update(metrics, state.controller_state, leading)
+    new = controller.keep_in_bounds(RATE, own, decided[RATE])
     if is_set(setting.span, math.inf):
         sizes = jnp.abs(first) / setting.span, jnp.abs(first) * setting.span
         new = jnp.sign(first) * jnp.clip(jnp.abs(new), *sizes)
     level = jnp.where(unit[1] > 0.0, new / first, 1.0)
     value = jnp.where(metrics.is_over, given, (jnp.sign(first) * lead * level).astype(given.dtype))
-    value = setting.controller.keep_in_bounds(RATE, given, value)
-    values, last = jnp.stack([new, value, first]), jnp.stack([metrics.distance, growth, kept])
-    return {**wanted, RATE: value}, CalibratedState(values, last, unit, controller_state)
+    value = controller.keep_in_bounds(RATE, given, value)
+    values = jnp.stack([new, value, first])
+    return {**decided, RATE: value}, CalibratedState(values, last, unit, controller_state)
+
+
+def _own(state: CalibratedState, given: jax.Array) -> jax.Array:
+    """Return the controller's own value, changed in proportion where somebody else did."""
+    own, returned, _ = state.values
+    # A bit that differs from what was returned is somebody else's change.
+    changed = own * (given / jnp.where(returned == 0.0, 1.0, returned))
+    is_own = (given == returned) | (returned == 0.0)
+    # Before a move was seen the rate is forgotten: that of the run's start, or of another stage.
+    return jnp.where(is_own | (state.unit[1] == 0.0), own, changed)
+
+
+def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
+    """Return what the next decision needs to know of this one, float32[3]."""
+    before, growth, kept = state.last
+    kept = jnp.where(metrics.saw_finite, jnp.minimum(_RETURN * kept, 1.0), kept)
+    has_moved = (state.unit[1] > 0.0) | (metrics.num_moves > 0.0)
+    kept = jnp.where(~metrics.saw_finite & has_moved, _RETREAT * kept, kept)
+    return jnp.stack([metrics.distance, _growth(metrics, before, growth), kept])
+
+
+def _share(setting: _Calibration, metrics: Metrics, growth: jax.Array) -> jax.Array:
+    """Return c for the growth of the distance and the length of the run, float32[]."""
+    is_growing = jnp.clip((growth - _USUAL_GROWTH) / _USUAL_GROWTH, 0.0, 1.0)
+    share = setting.share + (setting.growing_share - setting.share) * is_growing
+    return share * jnp.where(metrics.progress > 0.0, metrics.shortness**setting.length_power, 1.0)
 
 
 def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array:

@@ -11,9 +11,9 @@ from jax.core import Tracer
 from optax_meta.checks import check_whole
 from optax_meta.controllers.learned import learned
 from optax_meta.meta.tasks import Task, figures_at, train_step
-from optax_meta.metrics import Statistics
 from optax_meta.policies import Policy
 from optax_meta.recording import record
+from optax_meta.tracking import Statistics
 from optax_meta.transform import control_hyperparams
 
 
