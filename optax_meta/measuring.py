@@ -60,17 +60,19 @@ def measure(
     scalars = [scalar(name, passed.get(name)) for name in ("value", "cost")]
     squares = squared_norms(gradients)
     norm = jnp.sqrt(sum(squares, jnp.float32(0.0)))
-    if isinstance(last_samples, jax.Array) and squares:
-        norm = _used_norm(norm, jnp.stack(squares), tuple(sizes(gradients)), last_samples)
+    counts = tuple(sizes(gradients))
+    # Trees that do not belong together are refused where their samples meet.
+    if isinstance(last_samples, jax.Array) and squares and sum(counts) == last_samples.shape[1]:
+        norm = _used_norm(norm, jnp.stack(squares), counts, last_samples)
     value, cost, grad_norm = averaged(jnp.stack([*scalars, norm]))
     seen, samples, distance = Geometry(*jnp.zeros(7, jnp.float32)), last_samples, known.distance
     if isinstance(last_samples, jax.Array):
         slope, is_finite = averaged(sample(gradients)), jnp.isfinite(grad_norm)
         slope = slope if largest is None else slope * shrinkage(grad_norm, largest)
         # Where the loss is not finite the optimizer makes nothing of the gradient, nor does this.
-        counts = is_finite & jnp.isfinite(value)
+        is_used = is_finite & jnp.isfinite(value)
         seen, samples, distance = _look(
-            slope, inexact(params), last_samples, known, is_finite, counts
+            slope, inexact(params), last_samples, known, is_finite, is_used
         )
         seen, distance = (
             Geometry(*averaged(jnp.stack(seen))),
@@ -95,12 +97,12 @@ def _used_norm(
     moved anything is no reason to skip a step. If no array is finite, the step is not.
     """
     last = Samples(*jax.lax.stop_gradient(last_samples))
-    ends = np.cumsum(counts)
+    # One reduction for all arrays: a slice for each would read everything as often.
+    places = np.repeat(np.arange(len(counts)), counts)
 
     def without() -> jax.Array:
-        changed = last.now != last.start
-        parts = [changed[end - n : end] for n, end in zip(counts, ends, strict=True)]
-        has_moved = jnp.stack([jnp.any(part) for part in parts])
+        changed = (last.now != last.start).astype(jnp.int32)
+        has_moved = jax.ops.segment_max(changed, places, len(counts)) > 0
         is_finite = jnp.isfinite(squares)
         total = jnp.sum(jnp.where(is_finite, squares, jnp.where(has_moved, jnp.inf, 0.0)))
         return jnp.where(jnp.any(is_finite & (squares > 0.0)), jnp.sqrt(total), jnp.inf)

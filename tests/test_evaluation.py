@@ -188,7 +188,7 @@ def test_report_holds_everything(comparison, tmp_path):
     result = comparison.methods["reinforce"]
     assert rows[0]["loss"] == pytest.approx(float(result.losses[0, 0]))
     decided = [row for row in rows if row["decided"]]
-    assert len(decided) == 3 * (8 + 3)  # each of the calibrating steps, then every ten
+    assert len(decided) == 3 * (20 + 2)  # each of the calibrating steps, then every ten
     assert {"action_label", "probabilities", "observation", "reward"} <= decided[0].keys()
 
 

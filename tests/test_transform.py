@@ -534,7 +534,7 @@ def test_norms_of_a_sample_are_those_of_the_whole():
     params["large"] = jax.random.normal(jax.random.key(1), (300, 1000))
     params["counts"] = jnp.ones(10**6, jnp.int32)
     sampled = measuring.sample(params)
-    assert sampled.size < 6000
+    assert sampled.size < 6500
     np.testing.assert_allclose(np.linalg.norm(sampled), measuring.global_norm(params), rtol=0.05)
 
 

@@ -611,7 +611,8 @@ def test_what_is_set_by_hand_scales_a_calibrated_rate_from_there(factor, is_incr
     held = optax_meta.Controller(
         lambda _: (), lambda m, s, h: (h, s), is_incremental=is_incremental
     )
-    inside = annealed(calibrated(held, growing_share=0.3), total_steps=40)
+    rule = calibrated(held, growing_share=0.3, length_power=0.0)
+    inside = annealed(rule, total_steps=40)
     tx = optax_meta.control_hyperparams(optax.sgd, trust_region(inside, max_share=1.0))()
 
     def run(set_at):

@@ -22,13 +22,13 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 """Arguments of each wrapper by name, with their defaults."""
 
 EVERY_GOOD_RUN: Wrappers = {
-    "calibrated": {"span": 8.0},
+    "calibrated": {"span": 4.0},
     "annealed": {},
     "trust_region": {"max_growth": 3.0},
 }
 """What a policy that knows nothing yet should at least live inside: a rate that moves parameters
 by a share of the way ahead, from which it cannot wander off, that falls to the end, and throws no
-run away. Within a factor of eight either way a random walk still passes Optax's tests of
+run away. Within a factor of four either way a random walk still passes Optax's tests of
 convergence, without a bound it does not."""
 
 
