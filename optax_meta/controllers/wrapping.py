@@ -28,8 +28,8 @@ EVERY_GOOD_RUN: Wrappers = {
 }
 """What a policy that knows nothing yet should at least live inside: a rate that moves parameters
 by a share of the way ahead, from which it cannot wander off, that falls to the end, and throws no
-run away. Within a factor of four either way a random walk still passes Optax's tests of
-convergence, without a bound it does not."""
+run away. Within a factor of four either way a random walk in a run of known length still passes
+Optax's tests of convergence; without a bound it does not."""
 
 
 def wrapped(controller: Controller, wrappers: Wrappers) -> Controller:
