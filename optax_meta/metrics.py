@@ -18,6 +18,8 @@ _LEAST_VISIBLE = 1e-6
 """A move of this share of the parameters' norm shows in float32, whose spacing is 1.2e-7."""
 _PATIENCE = 5
 """So many steps an optimizer that accumulates gradients is given to make its first move."""
+_RAISE = 10.0
+"""Of a rate that still moved nothing then, at each decision."""
 
 
 class Metrics(NamedTuple):
@@ -113,12 +115,6 @@ class Metrics(NamedTuple):
         return self.progress >= 1.0
 
     @property
-    def update_ratio(self) -> jax.Array:
-        """Norm of a move over that of the parameters, float32[] in [0, 1e6]; 0 if not measured."""
-        floor = jnp.maximum(self.param_norm, 1e-6 * self.update_norm)
-        return self.update_norm / jnp.where(floor > 0.0, floor, 1.0)
-
-    @property
     def per_step(self) -> jax.Array:
         """One over the length of the run, float32[]; 0 or less where it is not known, or not yet.
 
@@ -142,18 +138,22 @@ class Metrics(NamedTuple):
         """
         return jnp.asarray(ratio) * self.param_norm / jnp.maximum(self.grad_norm, 1e-30)
 
-    def visible_rate(self, ratio: jax.typing.ArrayLike) -> jax.Array:
-        """Return a rate that is safe to try where no move was seen, float32[].
+    def visible_rate(self, ratio: jax.typing.ArrayLike, used: jax.Array) -> jax.Array:
+        """Return a rate that is safe to try where no move was seen, float32[], at least that used.
 
         Moves may be too small for the parameters to show, or gradients may be accumulated inside
         the optimizer. So the rate is first what is usual, and only after some steps what makes a
-        gradient step show.
+        gradient step show. Gradients that move nothing may be far larger than those that do: it is
+        then also raised by a decade at each decision, up to what is usual.
 
         Args:
             ratio: share of the parameters' norm that a gradient step should not pass.
+            used: the rate so far, float32[].
         """
         usual = jnp.minimum(USUAL_RATE, self.steepest_rate(ratio))
-        return jnp.where(self.step < _PATIENCE, usual, self.steepest_rate(_LEAST_VISIBLE))
+        visible = jnp.where(self.step < _PATIENCE, usual, self.steepest_rate(_LEAST_VISIBLE))
+        raised = jnp.where(self.step > _PATIENCE, jnp.minimum(_RAISE * used, USUAL_RATE), used)
+        return jnp.maximum(jnp.maximum(used, raised), visible)
 
 
 def with_progress(metrics: Metrics, total_steps: jax.typing.ArrayLike | None) -> Metrics:

@@ -23,9 +23,6 @@ Networks have it for some twenty steps; where it lasts longer the start was tiny
 _RETREAT, _RETURN = 0.5, 1.1
 """Where no step was finite the rate is halved: it may be too high. It comes back slowly, since loss
 scaling skips steps that were not."""
-_PATIENCE, _RAISE = 5, 10.0
-"""After so many steps without a move the rate is raised by a decade at each decision, up to what is
-usual: further would be too far where an optimizer accumulates gradients for longer."""
 _PROBE_RATIO = 1e-2
 """No probe moves further than this share of the parameters' norm, if moves were gradient steps."""
 
@@ -249,9 +246,7 @@ def _lead(
     rate = jnp.clip(rate, used / _LARGEST_JUMP, used * _LARGEST_JUMP)
     # Where no move was ever seen it may be too small to show, or gradients are accumulated.
     tells = (metrics.grad_norm > 0.0) & (metrics.num_judged > 0.0)
-    # Gradients that move nothing may be far larger than those that do: raised until a move shows.
-    higher = jnp.where(metrics.step > _PATIENCE, jnp.minimum(_RAISE * used, USUAL_RATE), used)
-    to_show = jnp.maximum(jnp.maximum(used, higher), metrics.visible_rate(_PROBE_RATIO))
+    to_show = metrics.visible_rate(_PROBE_RATIO, used)
     blind = jnp.where(tells & metrics.saw_finite, to_show, used)
     steepest = metrics.steepest_rate(_PROBE_RATIO)
     probe = jnp.minimum(setting.probe_rate, jnp.where(steepest > 0.0, steepest, jnp.inf))

@@ -9,15 +9,12 @@ import jax.numpy as jnp
 
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
 from optax_meta.checks import Number, check_number, check_numbers, is_set
-from optax_meta.metrics import USUAL_RATE, Metrics
+from optax_meta.metrics import Metrics
 
 _LARGEST_JUMP = 1e3
 """A bound is this many times the present value at most, however short the last move was."""
 _STILL = 10.0
 """After so many finite steps without a move a rate must be too low to show, and may be raised."""
-_PATIENCE, _RAISE = 5, 10.0
-"""After so many steps without a move the value may rise by a decade at each decision, up to what is
-usual for a learning rate: an optimizer may accumulate gradients for longer."""
 _PROBE_RATIO = 5e-2
 """Where no move was seen, a rate at which a gradient step passes this share of the norm is high."""
 
@@ -125,8 +122,7 @@ def _bound(setting: _Region, metrics: Metrics, given: jax.Array) -> jax.Array:
     moved = used * jnp.minimum(room, _LARGEST_JUMP)
     # Blind, it may only rise to where a move should show: then there is something to go by.
     num_finite = metrics.num_steps - metrics.num_nonfinite
-    higher = jnp.where(metrics.step > _PATIENCE, jnp.minimum(_RAISE * used, USUAL_RATE), used)
-    to_show = jnp.maximum(jnp.maximum(used, higher), metrics.visible_rate(_PROBE_RATIO))
+    to_show = metrics.visible_rate(_PROBE_RATIO, used)
     to_show = jnp.where(num_finite >= _STILL, _LARGEST_JUMP * used, to_show)
     blind = jnp.where(metrics.update_rms > 0.0, used, to_show)
     largest = jnp.where(metrics.num_moves > 0.0, moved, blind)
