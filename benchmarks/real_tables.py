@@ -148,3 +148,53 @@ def half_losses(half: str) -> str:
     """Return the losses of a half for a page: of the best methods, and of the shipped policy."""
     cells = read(half)
     return losses(cells, SHOWN) if cells else "To come."
+
+
+NOT_RUN = "Not run, for lack of a GPU: only in miniature, and for one step in full size."
+
+
+def large_gpts() -> str:
+    """Return what a large GPT came to, by device, for a page."""
+    files = sorted(HERE.glob("large_gpt-*.json"))
+    return "\n\n".join(large_gpt(json.loads(path.read_text())) for path in files) or NOT_RUN
+
+
+def large_gpt(results: Mapping[str, Any]) -> str:
+    """Return a row for each method that a large GPT was trained with."""
+    names = ("held-out loss", "lowest on the way", "training loss", "step, ms", "memory, GB")
+    rows = [
+        (
+            method,
+            *(number(found[name], 3) for name in ("loss", "lowest_loss", "train_loss")),
+            number(found["step_milliseconds"], 1),
+            number(found["memory_bytes"] / 1e9),
+        )
+        for method, found in results["methods"].items()
+    ]
+    device = results["versions"]["device"]
+    title = f"{device}, {results['parameters'] / 1e6:.2f}M, {results['steps']} steps"
+    return table((title, *names), rows)
+
+
+def tuning() -> str:
+    """Return what tuning reaches and what it keeps, a row for each cell and method."""
+    path = HERE / "tuning.json"
+    cells = json.loads(path.read_text())["cells"] if path.exists() else []
+    columns = ("", "loss", "accuracy", "accuracy before", "highest loss", "moved")
+    rows = [row for cell in cells for row in _tuned(cell)]
+    return table(columns, rows) if rows else "To come."
+
+
+def _tuned(cell: Cell) -> list[tuple[str, ...]]:
+    def mean(figures: Mapping[str, Any], name: str) -> float:
+        return float(np.mean(figures[name]))
+
+    rows = []
+    for method, found in cell["methods"].items():
+        before = "source_accuracy"
+        kept = f"{mean(found, before):.1%}" if before in found else "–"
+        rise = np.max(np.divide(found["highest_loss"], found["loss_at_start"]))
+        shown = (number(mean(found, "loss"), 3), f"{mean(found, 'test_accuracy'):.1%}", kept)
+        name = f"{cell['name']}: {label(method)}"
+        rows.append((name, *shown, f"{rise:.2f} ×", f"{mean(found, 'moved'):.0%}"))
+    return rows

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from real_data import Half, Rows, mnist, newsgroups, shuttle
+from real_data import Half, Rows, Text, mnist, newsgroups, shuttle
 
 from optax_meta.meta.tasks import Task
 
@@ -122,7 +122,20 @@ def sensors(name: str, half: Half, model: Any, batch: int) -> Task:
 
 def text(name: str, half: Half, model: Any, batch: int, length: int) -> Task:
     """Return the task of predicting the next byte of 20 Newsgroups; losses in nats a byte."""
-    train, test = (jnp.asarray(part) for part in newsgroups(half))
+    return next_byte(name, newsgroups(half), model, batch, length)
+
+
+def next_byte(name: str, source: Text, model: Any, batch: int, length: int) -> Task:
+    """Return the task of predicting the next byte of a text; losses in nats a byte.
+
+    Args:
+        name: of the task.
+        source: bytes to draw from, and bytes held out, some 16,384 of which are judged.
+        model: a Flax module, from int32[batch, length] to float32[batch, length, symbols].
+        batch: sequences of a step.
+        length: bytes of a sequence.
+    """
+    train, test = (jnp.asarray(part) for part in source)
 
     def windows(source: jax.Array, starts: jax.Array) -> jax.Array:
         return source[starts[:, None] + jnp.arange(length + 1)].astype(jnp.int32)

@@ -42,10 +42,10 @@ class Outputs(NamedTuple):
         return self.model.apply(params, x)[:, self.low : self.low + 5]
 
 
-def tuned_whole(name: str, half: Half, model: Any, batch: int) -> Task:
-    """Return the task of tuning all weights."""
+def tuned_whole(name: str, half: Half, model: Any, batch: int, images: int | None = None) -> Task:
+    """Return the task of tuning all weights, on so many of the images or on all."""
     before = _trained_before(half, model)
-    return _tuned(name, half, model, batch, lambda key: before, lambda params: params)  # noqa: ARG005
+    return _tuned(name, half, model, batch, lambda key: before, lambda params: params, images)  # noqa: ARG005
 
 
 def tuned_adapters(name: str, half: Half, model: Any, batch: int) -> Task:
@@ -58,6 +58,14 @@ def tuned_adapters(name: str, half: Half, model: Any, batch: int) -> Task:
     return _tuned(name, half, model, batch, init, lambda changes: adapted(before, changes))
 
 
+def gone_on(name: str, half: Half, model: Any, batch: int) -> Task:
+    """Return the task of training a network on what it knows already."""
+    before = _trained_before(half, model)
+    split = _digits(mnist(half), 0)
+    task = classified(name, Outputs(model, 0), *split, batch, moved)
+    return task._replace(init=lambda key: before)  # noqa: ARG005
+
+
 def _tuned(
     name: str,
     half: Half,
@@ -65,11 +73,15 @@ def _tuned(
     batch: int,
     init: Callable[[jax.Array], Any],
     whole: Callable[[Any], Any],
+    images: int | None = None,
 ) -> Task:
     """Return the task; `whole` makes the network's parameters of those that are tuned."""
     before, after = Outputs(model, 0), Outputs(model, 5)
-    old = _digits(mnist(half), 0).test
-    task = classified(name, after, *_digits(mnist(half), 5), batch, _further)
+    old, new = _digits(mnist(half), 0).test, _digits(mnist(half), 5)
+    # The file has one class after the other: every so many rows are of all of them.
+    every = 1 if images is None else len(new.train.x) // images
+    few = Rows(*(part[::every] for part in new.train))
+    task = classified(name, after, few, new.test, batch, _further)
     x, y = moved(jax.random.key(1), (jnp.asarray(old.x), jnp.asarray(old.y)))
 
     def evaluate(params: Any) -> dict[str, jax.Array]:

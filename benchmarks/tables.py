@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_tables import half_losses, half_scores, ratios
+from real_tables import half_losses, half_scores, large_gpts, ratios, tuning
 from wording import label, made_with, number, plus_minus, table, within
 
 HERE = Path(__file__).parent
@@ -404,6 +404,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "real_validation_losses": lambda: half_losses("validation"),
     "real_reported": lambda: half_scores("reported"),
     "real_reported_losses": lambda: half_losses("reported"),
+    "tuning": tuning,
+    "large_gpt": large_gpts,
     "real_networks": real_networks,
     "real_networks_three_seeds": real_networks_three_seeds,
     "real_networks_long": real_networks_long,

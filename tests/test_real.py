@@ -301,3 +301,42 @@ def test_the_actor_critic_plays_and_its_loss_has_a_gradient():
     params = task.init(jax.random.key(0))
     grads = jax.jit(jax.grad(task.loss))(params, jax.random.key(1))
     assert 0.0 < optax.tree.norm(grads) < jnp.inf
+
+
+def test_a_large_gpt_runs_in_miniature_and_no_method_twice(monkeypatch, tmp_path):
+    import large_gpt
+    import real_data
+    from real_tables import large_gpt as table
+
+    source = np.random.default_rng(0).integers(32, 127, (2, 40_000)).astype(np.uint8)
+    monkeypatch.setattr(large_gpt, "all_newsgroups", lambda: real_data.Text(*source))
+    arguments = ["large_gpt.py", "--small", "--folder", str(tmp_path), "--methods", "any-lr-v2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    first = large_gpt.run_all(large_gpt.parsed())
+    [file] = tmp_path.iterdir()
+    ours = first["methods"]["any-lr-v2"]
+    assert 15_000 < first["parameters"] < 25_000
+    assert first["steps"] == 20
+    assert ours["held_out"][-1] == ours["loss"] < ours["held_out"][0]
+    assert ours["memory_bytes"] > 12 * first["parameters"]  # parameters and two moments
+
+    monkeypatch.setattr(sys, "argv", [*arguments, "cosine 0.003"])
+    second = large_gpt.run_all(large_gpt.parsed())
+    assert second["methods"]["any-lr-v2"] == ours
+    assert json.loads(file.read_text()) == second
+    assert table(second).count("\n") == 3
+
+    monkeypatch.setattr(sys, "argv", [*arguments, "--steps", "10"])
+    with pytest.raises(SystemExit, match="of another setting"):
+        large_gpt.run_all(large_gpt.parsed())
+
+
+def test_a_network_may_compute_in_half_precision():
+    from large_gpt import SMALL, Cast
+
+    half = Cast(SMALL.model, jnp.bfloat16)
+    tokens = jnp.arange(32).reshape(2, 16)
+    params = half.init(jax.random.key(0), tokens)
+    found, exact = half.apply(params, tokens), SMALL.model.apply(params, tokens)
+    assert {x.dtype for x in jax.tree.leaves([params, found])} == {jnp.dtype("float32")}
+    assert 0.0 < jnp.max(jnp.abs(found - exact)) < 0.1
