@@ -176,13 +176,16 @@ def large_gpt(results: Mapping[str, Any]) -> str:
     return table((title, *names), rows)
 
 
-def tuning() -> str:
-    """Return what tuning reaches and what it keeps, a row for each cell and method."""
+def tunings() -> str:
+    """Return what tuning reaches and what it keeps, for a page."""
     path = HERE / "tuning.json"
-    cells = json.loads(path.read_text())["cells"] if path.exists() else []
+    return tuning(json.loads(path.read_text())["cells"]) if path.exists() else "To come."
+
+
+def tuning(cells: Sequence[Cell]) -> str:
+    """Return a row for each cell and method of tuning."""
     columns = ("", "loss", "accuracy", "accuracy before", "highest loss", "moved")
-    rows = [row for cell in cells for row in _tuned(cell)]
-    return table(columns, rows) if rows else "To come."
+    return table(columns, (row for cell in cells for row in _tuned(cell)))
 
 
 def _tuned(cell: Cell) -> list[tuple[str, ...]]:

@@ -3,15 +3,15 @@
 The two cells of fine-tuning, the first of them once more with fifty images, and a network that goes
 on with what it was trained on. For each method, over seeds: held-out loss and accuracy on the new
 classes, accuracy on the old ones, the highest held-out loss on the way, and how far the weights
-moved. Nothing is chosen here. Writes `tuning.json` beside this script.
+moved. Nothing is chosen here. Every run is kept in the folder, as by `real.py`, and made again
+where cell or method has changed. With `--write`, `tuning.json` beside this script, and the pages.
 
-    python benchmarks/tuning.py                          # some ten minutes
-    python benchmarks/tuning.py --cells lora-adamw --methods distance "constant 0.001"
+    python benchmarks/tuning.py --write                  # some ten minutes
+    python benchmarks/tuning.py --cells lora-adamw --seeds 1
 """
 
 import argparse
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import readme
 from real import known_best, policies, progress, written
 from real_cells import CELLS, OPTIMIZERS, STARTS, Cell, cell
 from real_models import CNN
 from real_rivals import rivals
-from real_running import num_parameters
+from real_running import Figures, Runs, num_parameters
+from real_tables import tuning
 from real_tuning import gone_on, tuned_whole
 
 from optax_meta.meta.protocol import Contender, Run
@@ -41,22 +43,14 @@ CONSTANTS = (1e-4, 1e-3, 1e-2)
 EVERY = 25
 """Steps between two looks at the data held out."""
 NETWORK = CNN((16, 32), 96)
+FIFTY = partial(tuned_whole, images=50)
 
 TUNED = {
     found.name: found
     for found in (
         CELLS["tune-adamw"],
         CELLS["lora-adamw"],
-        cell(
-            "validation",
-            "fifty images",
-            partial(tuned_whole, images=50),
-            NETWORK,
-            "adamw",
-            500,
-            32,
-            96,
-        ),
+        cell("validation", "fifty images", FIFTY, NETWORK, "adamw", 500, 32, 96),
         cell("validation", "going on", gone_on, NETWORK, "adamw", 500, 64, 96),
     )
 }
@@ -90,7 +84,8 @@ def tuned(
     init_key, data_key = jax.random.split(jax.random.key(seed))
     made = contender._replace(settings=settings)
     tx = made.transformation(OPTIMIZERS[cell.optimizer], run)
-    start = task.init(init_key)
+    # Weights that are the same for all seeds are constants, which XLA would fold for minutes.
+    start = jax.lax.optimization_barrier(task.init(init_key))
 
     def seen(params: Any) -> dict[str, jax.Array]:
         moved = optax.tree.norm(optax.tree.sub(params, start)) / optax.tree.norm(start)
@@ -108,53 +103,56 @@ def tuned(
     return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), seen(start), after)
 
 
-def measured(
-    program: Callable[..., Any], contender: Contender, rate: float, seeds: int
-) -> dict[str, list[float]]:
-    """Return what each seed ends with, and the highest loss on the way."""
-    settings = jax.tree.map(np.asarray, contender.settings)
-    found = [
-        jax.device_get(program(settings, np.float32(rate), np.uint32(seed)))
-        for seed in range(seeds)
-    ]
-    ends = {name: [float(curve[name][-1]) for curve in found] for name in found[0]}
-    ends["highest_loss"] = [float(np.max(curve["loss"])) for curve in found]
-    for name in found[0].keys() & {"loss", "source_accuracy"}:
-        ends[f"{name}_at_start"] = [float(curve[name][0]) for curve in found]
-    return {name: [float(f"{x:.6g}") for x in values] for name, values in sorted(ends.items())}
+class Looking(Runs):
+    """Runs of a cell with figures of what was seen on the way."""
+
+    def run(self, contender: Contender, rate: float, seed: int) -> Figures:
+        """Tune once."""
+        if contender.program not in self.compiled:
+            cell, plain = self.cell._replace(steps=self.steps), contender._replace(settings=None)
+            self.compiled[contender.program] = jax.jit(partial(tuned, cell, plain))
+        settings = jax.tree.map(np.asarray, contender.settings)
+        curves = self.compiled[contender.program](settings, np.float32(rate), np.uint32(seed))
+        figures = {name: curve[-1] for name, curve in curves.items()}
+        figures["highest_loss"] = jnp.max(curves["loss"])
+        for name in curves.keys() & {"loss", "source_accuracy"}:
+            figures[f"{name}_at_start"] = curves[name][0]
+        return {name: float(f"{float(x):.6g}") for name, x in sorted(figures.items())}
 
 
 def parsed() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cells", nargs="*", choices=TUNED, default=list(TUNED))
-    parser.add_argument(
-        "--methods", nargs="*", help="some of those of a cell; then nothing is written"
-    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="in place of the cells'; a multiple of 25")
-    return parser.parse_args()
+    parser.add_argument("--folder", type=Path, default=HERE / "real" / "tuning", help="runs")
+    parser.add_argument("--write", action="store_true", help="JSON and pages")
+    options = parser.parse_args()
+    if options.write and len(options.cells) < len(TUNED):
+        parser.error("--write is for all cells")
+    return options
 
 
 def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run and return the cells."""
-    cells = [TUNED[name] for name in options.cells]
+    """Run what is missing, and return the cells."""
     found = []
-    with progress(len(cells)) as (announce, advance):
-        for one in cells:
-            mine = one._replace(steps=options.steps or one.steps)
-            about = {"name": one.name, "steps": mine.steps, "optimizer": one.optimizer}
-            about["parameters"] = num_parameters(one.make())
-            results, programs = {}, {}
-            for name, (contender, rate) in methods(one).items():
-                if not options.methods or name in options.methods:
-                    announce(f"{one.name}: {name}")
-                    made = partial(tuned, mine, contender._replace(settings=None))
-                    program = programs.setdefault(contender.program, jax.jit(made))
-                    results[name] = measured(program, contender, rate, options.seeds)
-            found.append(about | {"methods": results})
+    with progress(len(options.cells)) as (announce, advance):
+        for name in options.cells:
+            runs = Looking(TUNED[name], options.folder, TUNED[name].steps, {}, announce)
+            found.append(judged(runs, options.seeds))
             advance()
     return found
+
+
+def judged(runs: Runs, seeds: int) -> dict[str, Any]:
+    """Return a cell with all that was found in it."""
+    about = {"name": runs.cell.name, "steps": runs.steps, "optimizer": runs.cell.optimizer}
+    about["parameters"] = num_parameters(runs.cell.make())
+    results = {}
+    for name, (contender, rate) in methods(runs.cell).items():
+        figures = [runs(name, contender, seed, rate) for seed in range(seeds)]
+        results[name] = {key: [found[key] for found in figures] for key in figures[0]}
+    return about | {"methods": results}
 
 
 def main() -> None:
@@ -162,9 +160,10 @@ def main() -> None:
     options = parsed()
     cells = run_all(options)
     results = {"seeds": options.seeds, "versions": library_versions(), "cells": cells}
-    print(written(results))
-    if not (options.methods or options.steps or len(cells) < len(TUNED)):
+    print(tuning(cells))
+    if options.write:
         (HERE / "tuning.json").write_text(written(results))
+        readme.write()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The tier of real networks: data, sweep, rivals, and a cell from one end to the other."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -340,3 +341,29 @@ def test_a_network_may_compute_in_half_precision():
     found, exact = half.apply(params, tokens), SMALL.model.apply(params, tokens)
     assert {x.dtype for x in jax.tree.leaves([params, found])} == {jnp.dtype("float32")}
     assert 0.0 < jnp.max(jnp.abs(found - exact)) < 0.1
+
+
+@needs("mlxtend")
+def test_tuning_is_looked_at_and_not_changed(monkeypatch, tmp_path):
+    import real_tuning
+    from real_cells import cell
+    from real_running import Runs
+    from tuning import Looking
+
+    from optax_meta.meta.tasks import MLP
+
+    monkeypatch.setattr(real_tuning, "_STEPS", 100)
+    make = functools.partial(real_tuning.tuned_whole, images=50)
+    few = cell("validation", "few", make, MLP((8, 10)), "adamw", 50, 16, 8)
+    constant = Contender.from_schedule("constant")
+    plain = Runs(few, tmp_path, 50, {}, print).run(constant, 0.01, 0)
+    runs = Looking(few, tmp_path, 50, {}, print)
+    figures = runs("constant", constant, 0, 0.01)
+    for name in ("loss", "test_accuracy", "source_accuracy", "train_loss"):
+        assert figures[name] == pytest.approx(plain[name], abs=1e-4)
+    assert figures["loss_at_start"] == pytest.approx(plain["initial"], abs=1e-4)
+    assert figures["highest_loss"] >= figures["loss_at_start"]
+    assert figures["moved"] > 0.0
+    assert figures["source_accuracy_at_start"] != figures["source_accuracy"]
+    monkeypatch.setattr(Looking, "run", None)
+    assert runs("constant", constant, 0, 0.01) == figures
