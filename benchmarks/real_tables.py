@@ -147,7 +147,8 @@ def half_scores(half: str) -> str:
 def half_losses(half: str) -> str:
     """Return the losses of a half for a page: of the best methods, and of the shipped policy."""
     cells = read(half)
-    return losses(cells, SHOWN) if cells else "To come."
+    shown = [method for method in SHOWN if any(method in cell["methods"] for cell in cells)]
+    return losses(cells, shown) if cells else "To come."
 
 
 NOT_RUN = "Not run, for lack of a GPU: only in miniature, and for one step in full size."
