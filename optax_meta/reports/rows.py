@@ -68,7 +68,7 @@ def method_result(rows: Sequence[Row], run: Run) -> MethodResult:
         **{name: grid.fill(name) for name in ("value", "cost", "grad_norm", "alignment")},
         "hyperparams": {name: grid.fill(name) for name in names},
         "decided": grid.decided(),
-        "num_nonfinite": np.nan_to_num(grid.fill("num_nonfinite")).astype(int),
+        **{n: np.nan_to_num(grid.fill(n)).astype(int) for n in ("num_nonfinite", "num_spikes")},
         "decision": grid.decision(),
     }
     return MethodResult(
