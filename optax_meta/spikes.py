@@ -1,7 +1,7 @@
 """When a loss or a gradient leaps: what is usual, and how far beyond it is too far.
 
-The rule has no scale: it compares with a running mean and a running mean deviation, of the loss and
-of the logarithm of the gradient norm, in which noise is heavy-tailed no more.
+The rule has no scale: it compares with a running mean and a running deviation, of the loss and of
+the logarithm of the gradient norm, in which noise is heavy-tailed no more.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,16 @@ ALARM_STEPS = 20
 """So many finite steps come first without an alarm: what is usual is not known yet."""
 PATIENCE = 5
 """Where more steps than these leap in a row the data have changed, and what is usual follows."""
-_MEMORY = 0.97
-"""Decay of what is usual, a step, as in ZClip: some 30 steps."""
+_MEMORY, _LONG_MEMORY = 0.97, 0.99
+"""Decay of what is usual, a step, as in ZClip: some 30 steps; and of how far losses deviate."""
 _DEVIATIONS = 8.0
-"""A leap is so many mean absolute deviations above the mean; of a normal distribution 6.4σ."""
+"""A leap is so many deviations above the mean. What recurs is none: a deviation that enters the
+average no further than to this limit still raises it, so that where more than one step in 8² - 1
+leaps by the same, it leaps no more. Losses may be that heavy-tailed."""
+_MOST = 2.0
+"""So many deviations of the norm enter their average at most: clipping must not learn from what it
+clips."""
+_LARGEST_DEVIATION = 1e37
 _LEAST_RISE = 0.5
 """And by so much of the mean loss, since in a full batch next to nothing deviates."""
 _LEAST_FACTOR = 4.0
@@ -31,9 +37,9 @@ class Spikes(NamedTuple):
     Attributes:
         num_usual: finite steps so far.
         value: running mean of the loss.
-        value_deviation: mean absolute deviation from it.
+        value_deviation: root mean square deviation from it.
         log_norm: running mean of the logarithm of the gradient norm.
-        log_norm_deviation: likewise.
+        log_norm_deviation: mean absolute deviation from it.
         streak: steps in a row that leapt or were not finite.
         total: steps so far that leapt.
     """
@@ -100,22 +106,41 @@ def watch(
     is_finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
     is_leap = is_finite & ((value > limit.value) | (grad_norm > limit.grad_norm))
     streak = jnp.where(is_leap | ~is_finite, known.streak + 1.0, 0.0)
-    seen = jnp.minimum(value, limit.value), jnp.log(jnp.minimum(grad_norm, limit.grad_norm))
-    weight = jnp.maximum(1.0 / (known.num_usual + 1.0), 1.0 - _MEMORY)
-    # Between the first and the second step nothing deviates from anything.
-    has_mean = known.num_usual > 0.0
-    deviations = tuple(
-        jnp.where(has_mean, jnp.abs(now - mean), 0.0)
-        for now, mean in zip(seen, (known.value, known.log_norm), strict=True)
-    )
-    mean_weight = jnp.where(streak > PATIENCE, 1.0, weight)
-    usual = [
-        known.num_usual + 1.0,
-        known.value + mean_weight * (seen[0] - known.value),
-        known.value_deviation + weight * (deviations[0] - known.value_deviation),
-        known.log_norm + mean_weight * (seen[1] - known.log_norm),
-        known.log_norm_deviation + weight * (deviations[1] - known.log_norm_deviation),
-    ]
+    seen = jnp.minimum(value, limit.value)
+    log_seen = jnp.log(jnp.minimum(grad_norm, limit.grad_norm))
+    usual = _usual(known, seen, log_seen, is_new=streak > PATIENCE)
     tells = is_finite & (grad_norm > 0.0)
     usual = [jnp.where(tells, new, old) for new, old in zip(usual, known[:5], strict=True)]
     return Spikes(*usual, streak, known.total + is_leap.astype(jnp.float32)), is_leap
+
+
+def _usual(
+    known: Spikes, value: jax.Array, log_norm: jax.Array, *, is_new: jax.Array
+) -> list[jax.Array]:
+    """Return the first five fields after a step, no further away than its limits.
+
+    Args:
+        known: before the step.
+        value: its loss, float32[].
+        log_norm: logarithm of its gradient norm, float32[].
+        is_new: whether the data have changed, bool[].
+    """
+    first = 1.0 / (known.num_usual + 1.0)
+    weight = jnp.maximum(first, 1.0 - _MEMORY)
+    slow = jnp.maximum(first, 1.0 - _LONG_MEMORY)
+    of_mean = jnp.where(is_new, 1.0, weight)
+    deviation = jnp.minimum(jnp.abs(value - known.value), _LARGEST_DEVIATION)
+    log_deviation = jnp.abs(log_norm - known.log_norm)
+    most = jnp.where(known.num_usual < ALARM_STEPS, jnp.inf, _MOST * known.log_norm_deviation)
+    # At the first step nothing deviates from anything.
+    has_mean = known.num_usual > 0.0
+    deviation, log_deviation = (
+        jnp.where(has_mean, x, 0.0) for x in (deviation, jnp.minimum(log_deviation, most))
+    )
+    return [
+        known.num_usual + 1.0,
+        (1.0 - of_mean) * known.value + of_mean * value,
+        jnp.hypot(jnp.sqrt(1.0 - slow) * known.value_deviation, jnp.sqrt(slow) * deviation),
+        (1.0 - of_mean) * known.log_norm + of_mean * log_norm,
+        (1.0 - weight) * known.log_norm_deviation + weight * log_deviation,
+    ]

@@ -97,6 +97,21 @@ def losses_to_draw(result: MethodResult) -> np.ndarray:
     return np.where(_is_padding(result.records), np.nan, losses)
 
 
+def leaps(result: MethodResult) -> list[int]:
+    """Return the steps, from 1, at which a loss or a gradient leapt, on any seed.
+
+    Example:
+        >>> rows = [
+        ...     {"step": t, "decided": False, "loss": 2.0, "num_spikes": n}
+        ...     for t, n in ((1, 0), (2, 1), (3, 1))
+        ... ]
+        >>> optax_meta.reports.rows.leaps(optax_meta.reports.rows.method_result(rows, {}))
+        [2]
+    """
+    totals = np.asarray(result.records.num_spikes)
+    return (np.flatnonzero((np.diff(totals, prepend=0, axis=1) > 0).any(axis=0)) + 1).tolist()
+
+
 def _steps_of(rows: Sequence[Row]) -> list[Row]:
     """Return the rows after an update; row 0, before the first, has nothing to draw."""
     # The rows of a single run, as `writers.jsonl` writes them, number no seed.
