@@ -1,4 +1,4 @@
-"""The average of the parameters: what it weighs, where it is read from, and that it changes nothing."""
+"""The average of the parameters: what it weighs, where it is read, and that it changes nothing."""
 
 import chex
 import jax
