@@ -100,7 +100,8 @@ def timeline(
         ax.plot(steps[changed], first[changed], "o", color=color, markersize=4)
     spikes = np.atleast_2d(np.asarray(record.num_spikes))[0]
     leapt = np.flatnonzero(np.diff(spikes, prepend=0) > 0)
-    ax.plot(steps[leapt], first[leapt], "x", color=color, markersize=7)
+    if leapt.size:
+        ax.plot(steps[leapt], first[leapt], "x", color=color, markersize=7)
     _scale(ax, values)
     ax.set(xlabel="step", ylabel=hyperparam.replace("_", " "))
     return ax
