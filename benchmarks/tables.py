@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from real_tables import half_losses, half_scores, large_gpts, ratios, tunings
+from run_tables import no_horizon, spikes
 from wording import label, made_with, number, plus_minus, table, within
 
 HERE = Path(__file__).parent
@@ -417,6 +418,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "without_parts": without_parts,
     "without_features": without_features,
     "learners": learners,
+    "spikes": spikes,
+    "no_horizon": no_horizon,
     "data_switch": data_switch,
     "weight_decay": weight_decay,
     "weight_decay_by_task": weight_decay_by_task,

@@ -3,6 +3,8 @@ from optax_meta import actions as actions
 from optax_meta import observations as observations
 from optax_meta import rewards as rewards
 from optax_meta import writers as writers
+from optax_meta.averaging import averaged as averaged
+from optax_meta.averaging import averaged_params as averaged_params
 from optax_meta.base import Controller as Controller
 from optax_meta.base import Encoder as Encoder
 from optax_meta.checkpoints import available_policies as available_policies

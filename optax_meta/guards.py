@@ -57,8 +57,10 @@ def zero_nonfinite(
     passed: Mapping[str, object],
     measured: Measured,
     last_value: jax.Array,
+    *,
+    left_out: jax.typing.ArrayLike = False,
 ) -> tuple[Tree, dict[str, object]]:
-    """Put zeros for the gradients, and the last finite loss, where a step is not finite.
+    """Put zeros for the gradients, and another loss, where a step is not finite or left out.
 
     Moments then decay and no nan enters them; no second copy of the optimizer's state is needed, as
     `optax.apply_if_finite` keeps one.
@@ -67,9 +69,11 @@ def zero_nonfinite(
         gradients: as they come.
         passed: what else goes to the optimizer; of it "value" is replaced, where it is passed.
         measured: of this step.
-        last_value: the latest finite loss, float32[].
+        last_value: the loss to put, such as the latest finite one, float32[].
+        left_out: whether this step is left out though it is finite, bool[].
     """
     is_finite = jnp.isfinite(measured.value) & jnp.isfinite(measured.grad_norm)
+    is_finite &= ~jnp.asarray(left_out)
     safe = dict(passed)
     if safe.get("value") is not None:
         value = jnp.asarray(safe["value"])

@@ -118,6 +118,7 @@ class Record(NamedTuple):
         hyperparams: values that this update used, float32[] by name.
         decided: whether the controller decided in this update, bool[].
         num_nonfinite: steps so far whose loss, cost or gradient was not finite, int32[].
+        num_spikes: steps so far whose loss or gradient norm leapt, int32[].
         decision: the policy's latest decision; None for a controller without a policy.
 
     Example:
@@ -136,6 +137,7 @@ class Record(NamedTuple):
     hyperparams: Hyperparams
     decided: jax.Array
     num_nonfinite: jax.Array
+    num_spikes: jax.Array
     decision: Decision | None
 
 
@@ -276,6 +278,7 @@ def _row(state: ControlState) -> Record:
         # A decision begins a new window of measurements; so does the start, which decides nothing.
         decided=(statistics.window.num_steps == 0) & (state.step > 0),
         num_nonfinite=statistics.total_nonfinite.astype(jnp.int32),
+        num_spikes=statistics.spikes.total.astype(jnp.int32),
         decision=find_decision(state.controller_state),
     )
 

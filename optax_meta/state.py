@@ -21,13 +21,14 @@ class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `tracking.Statistics`, packed, float32[33].
+        statistics: `tracking.Statistics`, packed, float32[40].
         controller_state: what the controller carries.
         last_samples: strided samples of the parameters one step ago, two steps ago and at the
             start, and of all gradients so far, weighted, float32[4, k], for a controller that asks
             for alignment; else an empty tuple.
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
+        snapshot: a `snapshots.Snapshot` where spikes roll back; else an empty tuple.
 
     Example:
         >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.5)
@@ -40,6 +41,7 @@ class ControlState(NamedTuple):
     controller_state: State
     last_samples: Tree
     inner_state: Any
+    snapshot: Any = ()
 
     @property
     def hyperparams(self) -> Hyperparams:
@@ -254,7 +256,7 @@ def find_control_states(opt_state: Any) -> dict[str, ControlState]:
     labels = [
         "/".join(k for k, keys in zip(n, shared, strict=False) if len(keys) > 1) for n in names
     ]
-    return dict(zip(labels, (_read_variables(state) for _, state in found), strict=True))
+    return dict(zip(labels, (read_variables(state) for _, state in found), strict=True))
 
 
 def replace_control_states(
@@ -318,8 +320,12 @@ def _is_variable(x: object) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-def _read_variables(state: ControlState) -> ControlState:
-    """Unwrap the variables that `nnx.Optimizer` makes of every leaf."""
+def read_variables(state: Any) -> Any:
+    """Unwrap the variables that `nnx.Optimizer` makes of every leaf.
+
+    Args:
+        state: any part of its `opt_state`; one without variables is returned as it is.
+    """
     return jax.tree.map(lambda x: x[...] if _is_variable(x) else x, state, is_leaf=_is_variable)
 
 

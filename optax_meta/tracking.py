@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_meta.spikes import Spikes
+
 
 class Measured(NamedTuple):
     """What is measured at one step, float32[] each, as in `Metrics`; may hold inf and nan."""
@@ -91,6 +93,7 @@ class Statistics(NamedTuple):
             start at zero, whose norm tells nothing about their scale.
         usual_grad_norm: mean gradient norm of the window that the last decision looked at,
             float32[]; 0 before the first.
+        spikes: what is usual of loss and gradient norm, and what leapt.
     """
 
     means: Measured
@@ -100,6 +103,7 @@ class Statistics(NamedTuple):
     total_nonfinite: jax.Array
     least_param_norm: jax.Array
     usual_grad_norm: jax.Array
+    spikes: Spikes
 
     @classmethod
     def empty(cls, least_param_norm: jax.typing.ArrayLike = 0.0) -> "Statistics":
@@ -108,15 +112,15 @@ class Statistics(NamedTuple):
         nothing = Measured(*[zero] * len(Measured._fields))
         least = jnp.asarray(least_param_norm, jnp.float32)
         window, distance = Window.fresh(is_own=False), Distance.unknown()
-        return cls(nothing, nothing, window, distance, zero, least, zero)
+        return cls(nothing, nothing, window, distance, zero, least, zero, Spikes.none())
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[33]."""
+        """Return the statistics as float32[40]."""
         return jnp.stack(jax.tree.leaves(self))
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 33]; leading axes are batches.
+        """Read float32[…, 40]; leading axes are batches.
 
         >>> print(Statistics.unpack(Statistics.empty(2.0).pack()).least_param_norm)
         2.0
@@ -125,10 +129,13 @@ class Statistics(NamedTuple):
         means, last = (Measured(*(next(numbers) for _ in Measured._fields)) for _ in range(2))
         window = Window(*(next(numbers) for _ in Window._fields))
         distance = Distance(*(next(numbers) for _ in Distance._fields))
-        return cls(means, last, window, distance, *numbers)
+        single = [next(numbers) for _ in range(3)]
+        return cls(means, last, window, distance, *single, Spikes(*numbers))
 
 
-NUM_STATISTICS = 2 * len(Measured._fields) + len(Window._fields) + len(Distance._fields) + 3
+NUM_STATISTICS = (
+    sum(len(part._fields) for part in (Measured, Measured, Window, Distance, Spikes)) + 3
+)
 """Length of the packed vector."""
 
 
@@ -163,8 +170,14 @@ def unjudged(statistics: Statistics) -> Statistics:
     return statistics._replace(window=window)
 
 
-def accumulate(statistics: Statistics, measured: Measured, distance: Distance) -> Statistics:
-    """Add one step to the window; one that is not finite is only counted.
+def accumulate(
+    statistics: Statistics,
+    measured: Measured,
+    distance: Distance,
+    *,
+    left_out: jax.typing.ArrayLike = False,
+) -> Statistics:
+    """Add one step to the window; one that is not finite, or left out, is only counted.
 
     The running mean mₙ = mₙ₋₁·(n-1)/n + x/n cannot overflow, unlike a sum.
 
@@ -172,6 +185,7 @@ def accumulate(statistics: Statistics, measured: Measured, distance: Distance) -
         statistics: what is remembered.
         measured: what was measured at this step.
         distance: as it is after this step.
+        left_out: whether this step enters no average though it is finite, bool[].
 
     Returns:
         The new statistics.
@@ -179,7 +193,8 @@ def accumulate(statistics: Statistics, measured: Measured, distance: Distance) -
     now, means, last = (jnp.stack(x) for x in (measured, statistics.means, statistics.last))
     is_finite, window = jnp.all(jnp.isfinite(now)), statistics.window
     # What the first step after a decision from outside sees was done under other hyperparameters.
-    is_judged = is_finite & (window.is_own > 0.0)
+    enters = is_finite & ~jnp.asarray(left_out)
+    is_judged = enters & (window.is_own > 0.0)
     has_moved = is_judged & (measured.update_norm > 0.0)
     window = Window(
         num_steps=window.num_steps + 1.0,
@@ -191,7 +206,7 @@ def accumulate(statistics: Statistics, measured: Measured, distance: Distance) -
     # Selected one by one, since these two kinds of entries are averaged over different steps.
     num_finite = window.num_steps - window.num_nonfinite
     counts = jnp.maximum(jnp.where(_OF_MOVES, window.num_moves, num_finite), 1.0)
-    is_new = jnp.where(_OF_MOVES, has_moved, is_finite)
+    is_new = jnp.where(_OF_MOVES, has_moved, enters)
     means = jnp.where(is_new, means * ((counts - 1.0) / counts) + now / counts, means)
     return statistics._replace(
         means=Measured(*means),

@@ -8,19 +8,22 @@ that `injection` builds from the decided values makes the update.
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_meta import guards, measuring, tracking
+from optax_meta import guards, measuring, snapshots, spikes, tracking
 from optax_meta.base import Controller, Hyperparams, State
 from optax_meta.checks import check_interval, is_set
 from optax_meta.deciding import FOREIGN, decide_if_due, is_own, is_static
 from optax_meta.injection import Factory, Injection, first_values, split
 from optax_meta.state import ControlState, widest
 from optax_meta.tracking import Statistics
+
+OnSpike = Literal["record", "clip", "skip", "roll_back"]
+"""What is done about a step whose loss or gradient norm leaps."""
 
 
 def control_hyperparams(
@@ -29,6 +32,7 @@ def control_hyperparams(
     *,
     decision_interval: float | None = None,
     axis_name: str | None = None,
+    on_spike: OnSpike = "record",
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """Let a controller steer the hyperparameters of any Optax optimizer.
 
@@ -51,6 +55,15 @@ def control_hyperparams(
             to decide only where `decide` is called.
         axis_name: axis of a `pmap` or `shard_map` over which loss, cost, gradient norm and
             alignment are averaged, so that all replicas decide alike.
+        on_spike: what is done where a loss, or a gradient norm, leaps far beyond what is usual, see
+            `optax_meta.spikes.limits`; the `record` counts such steps in any case. "record" does
+            nothing else. "clip" scales gradients down to the largest norm that would not have
+            leapt. "skip" lets the optimizer see zeros for them, as for a step that is not finite,
+            and the step enters no average. "roll_back" does that, too, and goes back to a snapshot
+            of parameters and optimizer, up to 50 steps old, where three steps in a row leap or are
+            not finite: it costs a copy of both, needs `params=`, and whatever follows in a chain
+            must pass the updates on as they are. After five steps in a row a leap counts as new
+            data, and what is usual follows.
 
     Returns:
         A factory of `optax.GradientTransformationExtraArgs`. Its
@@ -59,9 +72,10 @@ def control_hyperparams(
 
     Raises:
         ValueError: `inner_factory` is no function, `controller` no `Controller`, or
-            the interval no whole number ≥ 1 or `math.inf`; from the factory, if a steered
-            hyperparameter is unknown, is not a number, or starts out of bounds; from `update`, if
-            `value` is missing or no scalar, or the gradients do not fit the parameters.
+            the interval no whole number ≥ 1 or `math.inf`, or `on_spike` unknown; from the
+            factory, if a steered hyperparameter is unknown, is not a number, or starts out of
+            bounds; from `update`, if `value` is missing or no scalar, or the gradients do not fit
+            the parameters.
 
     Example:
         >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.plateau())(1e-3)
@@ -87,6 +101,9 @@ def control_hyperparams(
             f"the controller has bounds for {', '.join(sorted(unknown))} but steers "
             f"{', '.join(controller.hyperparams)}: give bounds for what it steers"
         )
+    if on_spike not in get_args(OnSpike):
+        known = ", ".join(map(repr, get_args(OnSpike)))
+        raise ValueError(f"`on_spike` must be one of {known}, got {on_spike!r}")
     interval: Any = controller.decision_interval if decision_interval is None else decision_interval
     if decision_interval is not None or not callable(interval):
         controller = controller._replace(decision_interval=check_interval(interval))
@@ -96,7 +113,8 @@ def control_hyperparams(
         if not is_static(controller.decision_interval):
             # Where nobody jits, a branch of the same identity at every step is compiled once.
             ask = jax.jit(ask, inline=True)
-        core = _Core(controller, split(inner_factory, controller, args, kwargs), ask, axis_name)
+        injection = split(inner_factory, controller, args, kwargs)
+        core = _Core(controller, injection, ask, axis_name, on_spike)
         update: Any = partial(_update, core)
         return optax.GradientTransformationExtraArgs(partial(_init, core), update)
 
@@ -120,6 +138,12 @@ class _Core(NamedTuple):
     injection: Injection
     ask: Callable[..., tuple[Hyperparams, State, Statistics]]
     axis_name: str | None
+    on_spike: OnSpike
+
+    @property
+    def guards(self) -> bool:
+        """Whether anything is kept from the optimizer."""
+        return self.controller.guards_nonfinite or self.on_spike != "record"
 
 
 def _init(core: _Core, params: optax.Params) -> ControlState:
@@ -127,12 +151,19 @@ def _init(core: _Core, params: optax.Params) -> ControlState:
     samples, least_norm = (), 0.0
     if core.controller.needs_alignment:
         samples, least_norm = measuring.first_samples(params)
+    inner: Any = core.injection.transformation(start).init(params)
+    snapshot = snapshots.Snapshot.first(params, inner.inner_state) if _rolls_back(core) else ()
     return ControlState(
         statistics=Statistics.empty(least_norm).pack(),
         controller_state=core.controller.init(start),
         last_samples=samples,
-        inner_state=core.injection.transformation(start).init(params),
+        inner_state=inner,
+        snapshot=snapshot,
     )
+
+
+def _rolls_back(core: _Core) -> bool:
+    return core.on_spike == "roll_back"
 
 
 def _update(
@@ -153,8 +184,10 @@ def _update(
             f"`state` must come from this transformation's `init`, got {type(state).__name__}; a "
             "state restored from a checkpoint needs `init`'s as its target"
         )
+    if _rolls_back(core) != isinstance(state.snapshot, snapshots.Snapshot):
+        raise ValueError(FOREIGN)
     _check_shapes(updates, params)
-    _check_passed(core.controller, params, extra_args)
+    _check_passed(core, params, extra_args)
     try:
         return _step(core, updates, state.with_arrays(), params, extra_args)
     except Exception as error:
@@ -171,17 +204,22 @@ def _step(
     extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, ControlState]:
     controller, known = core.controller, Statistics.unpack(state.statistics)
-    is_held = controller.guards_nonfinite and is_set(controller.max_growth, math.inf)
-    largest = controller.max_growth * known.usual_grad_norm if is_held else None
+    limits = spikes.limits(known.spikes)
+    largest = _largest_norm(core, known, limits)
     measured, samples, distance = measuring.measure(
         known, state.step, updates, params, state.last_samples, extra_args, core.axis_name, largest
     )
+    seen, is_leap = spikes.watch(known.spikes, measured.value, measured.grad_norm, limits)
+    left_out = is_leap & (core.on_spike in ("skip", "roll_back"))
     if largest is not None:
         updates, measured = guards.clip_growth(updates, measured, largest)
-    statistics = tracking.accumulate(known, measured, distance)
-    if controller.guards_nonfinite:
+    statistics = tracking.accumulate(
+        known._replace(spikes=seen), measured, distance, left_out=left_out
+    )
+    if core.guards:
+        value = jnp.where(left_out, known.spikes.value, statistics.last.value)
         updates, extra_args = guards.zero_nonfinite(
-            updates, extra_args, measured, statistics.last.value
+            updates, extra_args, measured, value, left_out=left_out
         )
     # Set by hand they may be anything.
     hyperparams = {
@@ -194,12 +232,47 @@ def _step(
     updates, inner_state = core.injection.transformation(hyperparams).update(
         updates, state.with_hyperparams(hyperparams).inner_state, params, **extra_args
     )
-    return updates, ControlState(statistics.pack(), controller_state, samples, inner_state)
+    new = ControlState(statistics.pack(), controller_state, samples, inner_state)
+    return _kept_well(state, params, updates, new) if _rolls_back(core) else (updates, new)
 
 
-def _check_passed(
-    controller: Controller, params: optax.Params | None, extra_args: Mapping[str, Any]
-) -> None:
+def _largest_norm(core: _Core, known: Statistics, limits: spikes.Limits) -> jax.Array | None:
+    """Return the norm that gradients are held to, float32[], 0 for any; None where they never are.
+
+    A step that is left out is held to it, too, so that no more of it enters the distance.
+    """
+    controller = core.controller
+    if not (controller.guards_nonfinite and is_set(controller.max_growth, math.inf)):
+        return None if core.on_spike == "record" else limits.grad_norm
+    largest = controller.max_growth * known.usual_grad_norm
+    if core.on_spike == "record":
+        return largest
+    return jnp.where(largest > 0.0, jnp.minimum(largest, limits.grad_norm), limits.grad_norm)
+
+
+def _kept_well(
+    old: ControlState, params: optax.Params | None, updates: optax.Updates, new: ControlState
+) -> tuple[optax.Updates, ControlState]:
+    """Go back to the snapshot where it is time, and renew it where the run is well."""
+    statistics = Statistics.unpack(new.statistics)
+    streak, inner = statistics.spikes.streak, new.inner_state
+    updates, inner_state, is_back = snapshots.gone_back(
+        old.snapshot, streak, params, updates, inner.inner_state
+    )
+    snapshot = snapshots.renewed(
+        old.snapshot, old.step, params, old.inner_state.inner_state, streak
+    )
+    # The way back is no move of the optimizer's: it tells nothing about the rate.
+    unjudged = tracking.unjudged(statistics).pack()
+    return updates, new._replace(
+        statistics=jnp.where(is_back, unjudged, new.statistics),
+        inner_state=inner._replace(inner_state=inner_state),
+        snapshot=snapshot,
+    )
+
+
+def _check_passed(core: _Core, params: optax.Params | None, extra_args: Mapping[str, Any]) -> None:
+    controller = core.controller
     if controller.needs_value and extra_args.get("value") is None:
         got = ", ".join(f"`{name}`" for name in extra_args if name != "value")
         raise ValueError(
@@ -208,10 +281,9 @@ def _check_passed(
             "`state.apply_gradients(grads=grads, value=loss)` with `optax_meta.TrainState`, since "
             f"Flax's own passes no loss on{f'; got {got}' if got else ''}"
         )
-    if controller.needs_alignment and params is None:
-        raise ValueError(
-            "the controller needs the parameters: call `tx.update(grads, state, params)`"
-        )
+    if (controller.needs_alignment or _rolls_back(core)) and params is None:
+        what = "rolling back" if _rolls_back(core) else "the controller"
+        raise ValueError(f"{what} needs the parameters: call `tx.update(grads, state, params)`")
 
 
 def _check_shapes(updates: optax.Updates, params: optax.Params | None) -> None:

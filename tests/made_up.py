@@ -37,6 +37,7 @@ def result_of(name, generator, seeds, steps):
         },
         decided=decided,
         num_nonfinite=zeros.astype(int),
+        num_spikes=zeros.astype(int),
         decision=decision if is_policy else None,
     )
     return MethodResult(

@@ -11,12 +11,12 @@ from optax_meta.meta import evaluation, runs
 
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
-    {"lazy", "metrics", "checks", "policy_gradient", "train_state"},
+    {"lazy", "metrics", "checks", "policy_gradient", "train_state", "spikes"},
     {"base", "tracking"},
     {"geometry", "sampling"},
-    {"guards", "measuring"},
+    {"guards", "measuring", "snapshots"},
     {"observations", "actions", "rewards", "injection", "state"},
-    {"deciding"},
+    {"deciding", "averaging"},
     {"transform"},
     {"policies", "recording", "writers"},
     {"controllers", "checkpoints"},

@@ -21,8 +21,9 @@ _USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
 """Of the logarithm of the distance in a step: half of what c = 0.3 reaches while all moves agree.
 Networks have it for some twenty steps; where it lasts longer the start was tiny."""
 _RETREAT, _RETURN = 0.5, 1.1
-"""Where no step was finite the rate is halved: it may be too high. It comes back slowly, since loss
-scaling skips steps that were not."""
+"""Where no step was finite the rate is halved: it may be too high. It comes back slowly, a step,
+since loss scaling skips steps that were not, but at a decision no slower than it went: ten corrupt
+batches in a row must not cost the rest of the run."""
 _PROBE_RATIO = 1e-2
 """No probe moves further than this share of the parameters' norm, if moves were gradient steps."""
 
@@ -199,7 +200,8 @@ def _own(state: CalibratedState, given: jax.Array) -> jax.Array:
 def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
     """Return what the next decision needs to know of this one, float32[3]."""
     before, growth, kept = state.last
-    kept = jnp.where(metrics.saw_finite, jnp.minimum(_RETURN * kept, 1.0), kept)
+    back = jnp.minimum(_RETURN**metrics.num_steps, 1.0 / _RETREAT)
+    kept = jnp.where(metrics.saw_finite, jnp.minimum(back * kept, 1.0), kept)
     has_moved = (state.unit[1] > 0.0) | (metrics.num_moves > 0.0)
     kept = jnp.where(~metrics.saw_finite & has_moved, _RETREAT * kept, kept)
     return jnp.stack([metrics.distance, _growth(metrics, before, growth), kept])

@@ -49,6 +49,7 @@ class Series(TypedDict):
         decisions: of a policy.
         features: names of what the policy observed.
         actions: names of its actions.
+        leaps: steps at which a loss or a gradient leapt, on any seed.
     """
 
     x: list[int]
@@ -60,6 +61,7 @@ class Series(TypedDict):
     decisions: NotRequired[list[Explained]]
     features: NotRequired[Sequence[str]]
     actions: NotRequired[Sequence[str]]
+    leaps: NotRequired[list[int]]
 
 
 class Chart(TypedDict):
@@ -86,12 +88,17 @@ class Chart(TypedDict):
     series: list[Series]
 
 
-def loss_chart(losses: Mapping[str, np.ndarray], smoothing: int) -> Chart:
+def loss_chart(
+    losses: Mapping[str, np.ndarray],
+    smoothing: int,
+    leaps: Mapping[str, Sequence[int]] | None = None,
+) -> Chart:
     """Return the chart of the training loss: mean over seeds of the smoothed loss.
 
     Args:
         losses: float[S, T] by method, as `curves` defines them.
         smoothing: width of the running mean over steps, ≥ 1.
+        leaps: steps to mark, by method; None for none.
 
     Example:
         >>> chart = optax_meta.reports.charts.loss_chart({"constant": np.ones((2, 20))}, 5)
@@ -105,7 +112,8 @@ def loss_chart(losses: Mapping[str, np.ndarray], smoothing: int) -> Chart:
         others = smooth[:_MAX_OTHERS] if len(smooth) > 1 else []
         mean = _line(curves.mean_over_seeds(runs, smoothing), MAX_POINTS)
         faint = [_line(run, _OTHER_POINTS) for run in others]
-        series.append({"name": name, "style": i, **mean, "others": faint})
+        marks = list((leaps or {}).get(name, ()))
+        series.append({"name": name, "style": i, **mean, "others": faint, "leaps": marks})
     label = f"loss, mean of {smoothing} steps" if smoothing > 1 else "loss"
     return _chart("loss", "Training loss", label, series)
 

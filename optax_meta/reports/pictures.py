@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LARGEST_SVG = 700_000  # bytes; a few of that size still load within a second
+_MOST_TOLD = 10  # steps in a sentence
 _WIDE, _NARROW = 9.0, 4.5  # inches, of an image on a desk or on paper, and on a phone
 
 
@@ -96,10 +97,25 @@ def _losses(methods: Mapping[str, MethodResult], seeds: int) -> Picture:
         else "How fast the smoothed mini-batch loss falls, and how far."
     )
     losses = {name: rows.losses_to_draw(result) for name, result in methods.items()}
+    leaps = {name: rows.leaps(result) for name, result in methods.items()}
+    caption += _told(leaps)
     steps = next(iter(losses.values())).shape[1]
     # Wide enough to calm mini-batches, narrow enough to keep the shape of a short run.
     smoothing = max(1, min(20, steps // 10))
-    return Picture("Training loss", caption, [charts.loss_chart(losses, smoothing)])
+    return Picture("Training loss", caption, [charts.loss_chart(losses, smoothing, leaps)])
+
+
+def _told(leaps: Mapping[str, Sequence[int]]) -> str:
+    """Return which steps leapt, in a sentence or none."""
+    found = {name: steps for name, steps in leaps.items() if steps}
+    if not found:
+        return ""
+    told = []
+    for name, steps in found.items():
+        more = f" and {len(steps) - _MOST_TOLD} more" if len(steps) > _MOST_TOLD else ""
+        first = ", ".join(map(str, steps[:_MOST_TOLD]))
+        told.append(f"{f'{name}: ' if len(leaps) > 1 else ''}{first}{more}")
+    return f" Rings mark steps at which a loss or a gradient leapt: {'; '.join(told)}."
 
 
 def _timelines(methods: Mapping[str, MethodResult], seeds: int, *, knows: bool) -> Picture:

@@ -184,12 +184,16 @@ class Chart {
     });
     return d;
   }
-  // A dot for each decision where there is room for them, and for a line of one point.
+  // A dot for each decision where there is room for them, and for a line of one point; a ring for
+  // each step that leapt.
   dots(s) {
-    const marked = s.x.length === 1 ? s.x : (s.decisions || []).map((d) => d[0]);
+    const single = s.x.length === 1 ? s.x : (s.decisions || []).map((d) => d[0]);
+    return [...this.marks(s, single, "dot", 2.5), ...this.marks(s, s.leaps || [], "leap", 5)];
+  }
+  marks(s, marked, kind, r) {
     const steps = marked.filter((x) => x >= this.range[0] && x <= this.range[1]);
     if (steps.length * 8 >= this.width) return [];
-    return steps.filter((x) => this.usable(valueAt(s, x))).map((x) => this.circle(s, x, "dot", 2.5));
+    return steps.filter((x) => this.usable(valueAt(s, x))).map((x) => this.circle(s, x, kind, r));
   }
   circle(s, x, kind, r) {
     return make("circle", { class: `${color(s)} ${kind}`, cx: this.toX(x), cy: this.toY(valueAt(s, x)), r });

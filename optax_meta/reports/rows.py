@@ -68,7 +68,7 @@ def method_result(rows: Sequence[Row], run: Run) -> MethodResult:
         **{name: grid.fill(name) for name in ("value", "cost", "grad_norm", "alignment")},
         "hyperparams": {name: grid.fill(name) for name in names},
         "decided": grid.decided(),
-        "num_nonfinite": np.nan_to_num(grid.fill("num_nonfinite")).astype(int),
+        **{n: np.nan_to_num(grid.fill(n)).astype(int) for n in ("num_nonfinite", "num_spikes")},
         "decision": grid.decision(),
     }
     return MethodResult(
@@ -95,6 +95,21 @@ def losses_to_draw(result: MethodResult) -> np.ndarray:
     """
     losses = np.where(np.isfinite(result.losses), result.losses, np.inf)
     return np.where(_is_padding(result.records), np.nan, losses)
+
+
+def leaps(result: MethodResult) -> list[int]:
+    """Return the steps, from 1, at which a loss or a gradient leapt, on any seed.
+
+    Example:
+        >>> rows = [
+        ...     {"step": t, "decided": False, "loss": 2.0, "num_spikes": n}
+        ...     for t, n in ((1, 0), (2, 1), (3, 1))
+        ... ]
+        >>> optax_meta.reports.rows.leaps(optax_meta.reports.rows.method_result(rows, {}))
+        [2]
+    """
+    totals = np.asarray(result.records.num_spikes)
+    return (np.flatnonzero((np.diff(totals, prepend=0, axis=1) > 0).any(axis=0)) + 1).tolist()
 
 
 def _steps_of(rows: Sequence[Row]) -> list[Row]:

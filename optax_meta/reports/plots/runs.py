@@ -60,7 +60,7 @@ def timeline(
     ax: "Axes | None" = None,
     color: str = COLORS[0],
 ) -> "Axes":
-    """Draw a hyperparameter over a run, with a dot wherever a decision changed it.
+    """Draw a hyperparameter over a run: a dot where a decision changed it, a cross for a leap.
 
     Args:
         record: stacked rows, leading axes [T] for one run or [S, T] for several; the first is drawn
@@ -98,6 +98,10 @@ def timeline(
     # Where every other step changes, dots would hide the line.
     if changed.size <= first.size // 4:
         ax.plot(steps[changed], first[changed], "o", color=color, markersize=4)
+    spikes = np.atleast_2d(np.asarray(record.num_spikes))[0]
+    leapt = np.flatnonzero(np.diff(spikes, prepend=0) > 0)
+    if leapt.size:
+        ax.plot(steps[leapt], first[leapt], "x", color=color, markersize=7)
     _scale(ax, values)
     ax.set(xlabel="step", ylabel=hyperparam.replace("_", " "))
     return ax
