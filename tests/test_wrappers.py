@@ -33,7 +33,7 @@ def policy(dense_steps=0, num_decisions=0, **wrappers):
 
 def calibrating(steps=8, **options):
     """Moves of 0.3 of the distance, whether it grows or not."""
-    return {"calibrated": {"steps": steps, "growing_share": 0.3, **options}}
+    return {"calibrated": {"steps": steps, "share": 0.3, "growing_share": 0.3, **options}}
 
 
 def distance(state):
@@ -505,7 +505,7 @@ def test_wrappers_compose_around_anything():
 
 
 def test_a_calibrated_rule_needs_no_start():
-    controller = calibrated(optax_meta.plateau(factor=0.5, patience=30), growing_share=0.3)
+    controller = calibrated(optax_meta.plateau(factor=0.5, patience=30), share=0.3, growing_share=0.3)
     tx = optax_meta.control_hyperparams(optax.adam, controller)()
     x = jnp.linspace(1.0, 2.0, 8)
     state = tx.init(x)
@@ -550,6 +550,26 @@ def test_wrappers_may_be_traced():
     traced = jax.jit(jax.vmap(rates))(jnp.array(powers))
     np.testing.assert_allclose(traced, [rates(power) for power in powers], rtol=1e-6)
     assert traced[0, -1] > traced[1, -1]
+
+
+@pytest.mark.parametrize(("curvature", "is_settled"), [(1.0, True), (0.0, False)])
+def test_the_share_falls_where_moves_are_noise_around_an_optimum(curvature, is_settled):
+    controller = optax_meta.distance()
+    tx = optax_meta.control_hyperparams(optax.adam, controller)()
+
+    def step(carry, key):
+        x, state = carry
+        grads = curvature * x + jax.random.normal(key, x.shape) - 1.0
+        updates, state = tx.update(grads, state, x)
+        return (optax.apply_updates(x, updates), state), jnp.mean((x - 1.0) ** 2)
+
+    x = jnp.zeros(64)
+    keys = jax.random.split(jax.random.key(0), 1000)
+    (_, state), excess = jax.jit(lambda c: jax.lax.scan(step, c, keys))((x, tx.init(x)))
+    ahead = state.controller_state.controller_state.last[3]
+    assert ahead < 0.1 if is_settled else ahead == 1.0
+    if is_settled:
+        assert jnp.mean(excess[-100:]) < 0.3 * jnp.mean(excess[100:200])
 
 
 def test_stages_are_calibrated_at_each_of_the_first_steps():
@@ -611,7 +631,7 @@ def test_what_is_set_by_hand_scales_a_calibrated_rate_from_there(factor, is_incr
     held = optax_meta.Controller(
         lambda _: (), lambda m, s, h: (h, s), is_incremental=is_incremental
     )
-    rule = calibrated(held, growing_share=0.3, length_power=0.0)
+    rule = calibrated(held, share=0.3, growing_share=0.3, length_power=0.0)
     inside = annealed(rule, total_steps=40)
     tx = optax_meta.control_hyperparams(optax.sgd, trust_region(inside, max_share=1.0))()
 
@@ -634,7 +654,7 @@ def test_what_is_set_by_hand_scales_a_calibrated_rate_from_there(factor, is_incr
 
 def test_stages_of_a_join_may_each_be_calibrated():
     """Each finds the rate anew; where the first leaves off the second begins with a probe."""
-    stages = [calibrated(optax_meta.plateau(), growing_share=0.3) for _ in range(2)]
+    stages = [calibrated(optax_meta.plateau(), share=0.3, growing_share=0.3) for _ in range(2)]
     tx = optax_meta.control_hyperparams(optax.adam, optax_meta.join(stages, [10]))()
     x, shares = jnp.linspace(1.0, 2.0, 8), []
     state, update = tx.init(x), jax.jit(tx.update)

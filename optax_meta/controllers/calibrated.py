@@ -18,8 +18,12 @@ _LARGEST_JUMP = 1e3
 _MEMORY = 0.99
 """Decay, a step, of the average of what a unit rate moves: long against the noise of one step."""
 _USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
-"""Of the logarithm of the distance in a step: half of what c = 0.3 reaches while all moves agree.
+"""Of the logarithm of the distance in a step: half of what c = 0.3 reached while all moves agree.
 Networks have it for some twenty steps; where it lasts longer the start was tiny."""
+_OVERSHOT, _SLACK, _CERTAIN, _LEAST_FACTOR, _SETTLING = 50.0, 0.01, 0.03, 0.03, 30
+"""The share falls as one over the number of steps, after the first thirty, where the mean cosine of
+the gradient with the way come is -0.03 or less, as around an optimum that was passed; it rises from
+-0.01 on: in networks that still learn the cosine is within 0.003."""
 _RETREAT, _RETURN = 0.5, 1.1
 """Where no step was finite the rate is halved: it may be too high. It comes back slowly, a step,
 since loss scaling skips steps that were not, but at a decision no slower than it went: ten corrupt
@@ -34,8 +38,9 @@ class CalibratedState(NamedTuple):
     Attributes:
         values: the controller's own value, what was returned for it, and the own value before the
             first step, float[3].
-        last: the distance at the last decision, the average growth of its logarithm in a step, and
-            the factor that steps which are not finite left, float32[3].
+        last: the distance at the last decision, the average growth of its logarithm in a step, the
+            factor that steps which are not finite left, and that left by gradients which point back
+            along the way come, float32[4].
         unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
             older ones decayed, float32[2].
         controller_state: what the controller carries.
@@ -63,9 +68,9 @@ class _Calibration(NamedTuple):
 def calibrated(
     controller: Controller,
     *,
-    share: Number = 0.3,
+    share: Number = 0.4,
     growing_share: Number = 1.5,
-    length_power: Number = 0.5,
+    length_power: Number = 0.25,
     steps: int = 20,
     probe_rate: Number = 1e-6,
     total_decay: Number = 0.0,
@@ -77,7 +82,9 @@ def calibrated(
     at least (`Metrics.distance`), which grows as gradients tell; u the root mean square of what a
     rate of one moves them by, measured for any optimizer; and c the `share`. So the starting rate
     is forgotten, and a controller that holds follows the distance rule; one that halves its value
-    moves half as far as that. The very first update, before anything moved, is a probe. The
+    moves half as far as that. Where gradients point back along the way come, so that the optimum
+    was passed and moves are noise around it, c falls. The very first update, before anything moved,
+    is a probe. The
     controller keeps its own value; what somebody else changes, a wrapper around this one or
     `optax_meta.set_hyperparams`, the own value follows in proportion.
 
@@ -161,7 +168,7 @@ def _dense(controller: Controller, steps: int) -> Any:
 def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
     start = hyperparams[RATE]
     start = jnp.where(start == 0.0, jnp.asarray(USUAL_RATE, start.dtype), start)
-    values, last = jnp.stack([start, start, start]), jnp.array([0.0, 0.0, 1.0], jnp.float32)
+    values, last = jnp.stack([start, start, start]), jnp.array([0.0, 0.0, 1.0, 1.0], jnp.float32)
     unit = jnp.zeros(2, jnp.float32)
     return CalibratedState(values, last, unit, setting.controller.init(hyperparams))
 
@@ -172,7 +179,7 @@ def _update(
     given, first, controller = hyperparams[RATE], state.values[2], setting.controller
     own, last = _own(state, given), _last(metrics, state)
     moves, unit = _unit(metrics, state.unit, given)
-    wanted = _share(setting, metrics, last[1]) * last[2] * metrics.distance
+    wanted = _share(setting, metrics, last[1]) * last[2] * last[3] * metrics.distance
     lead = _lead(setting, metrics, wanted, moves, given)
     leading = {**hyperparams, RATE: own, **_calibrated_decay(setting, metrics, hyperparams, lead)}
     decided, controller_state = controller.update(metrics, state.controller_state, leading)
@@ -198,13 +205,30 @@ def _own(state: CalibratedState, given: jax.Array) -> jax.Array:
 
 
 def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
-    """Return what the next decision needs to know of this one, float32[3]."""
-    before, growth, kept = state.last
+    """Return what the next decision needs to know of this one, float32[4]."""
+    before, growth, kept, ahead = state.last
     back = jnp.minimum(_RETURN**metrics.num_steps, 1.0 / _RETREAT)
     kept = jnp.where(metrics.saw_finite, jnp.minimum(back * kept, 1.0), kept)
     has_moved = (state.unit[1] > 0.0) | (metrics.num_moves > 0.0)
     kept = jnp.where(~metrics.saw_finite & has_moved, _RETREAT * kept, kept)
-    return jnp.stack([metrics.distance, _growth(metrics, before, growth), kept])
+    ahead = _ahead(metrics, ahead)
+    return jnp.stack([metrics.distance, _growth(metrics, before, growth), kept, ahead])
+
+
+def _ahead(metrics: Metrics, ahead: jax.Array) -> jax.Array:
+    """Return the factor that gradients which point back along the way come leave, float32[].
+
+    Around an optimum x*, where moves are noise, the mean of ⟨-g, x - x₀⟩ is -tr(HΣ) for curvature H
+    and the spread Σ of the positions: twice what the noise costs, which smaller moves would spare.
+    """
+    share = metrics.num_steps / jnp.maximum(metrics.step + 1, 1).astype(jnp.float32)
+    e_folds = -jnp.log1p(-jnp.minimum(share, 0.9))  # of the number of steps, since last asked
+    cosine = jnp.clip(metrics.start_alignment, -_CERTAIN, _CERTAIN)
+    change = _OVERSHOT * e_folds * (cosine + _SLACK)
+    changed = jnp.clip(ahead * jnp.exp(change), _LEAST_FACTOR, 1.0)
+    has_moved = (metrics.step >= _SETTLING) & (metrics.num_moves > 0.0)
+    return jnp.where(has_moved, changed, ahead)
+
 
 
 def _share(setting: _Calibration, metrics: Metrics, growth: jax.Array) -> jax.Array:

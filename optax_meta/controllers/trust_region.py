@@ -58,7 +58,7 @@ def trust_region(
 
     Args:
         controller: any that steers the hyperparameter.
-        max_share: largest root mean square of a move over the distance, ≥ 0. Good runs have 0.3 in
+        max_share: largest root mean square of a move over the distance, ≥ 0. Good runs have 0.4 in
             the middle; from 1 on many networks fail to learn.
         max_growth: gradients are scaled down to this times the mean norm that the last decision
             saw, ≥ 1; `math.inf` for not.
