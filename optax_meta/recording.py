@@ -118,6 +118,9 @@ class Record(NamedTuple):
         hyperparams: values that this update used, float32[] by name.
         decided: whether the controller decided in this update, bool[].
         num_nonfinite: steps so far whose loss, cost or gradient was not finite, int32[].
+        progress: share of the run that is over, as the controller sees it, float32[] in [0, 1]; -1
+            where no horizon is known.
+        num_misread: how often a `progress` that was passed was no number in [0, 1], int32[].
         decision: the policy's latest decision; None for a controller without a policy.
 
     Example:
@@ -136,6 +139,8 @@ class Record(NamedTuple):
     hyperparams: Hyperparams
     decided: jax.Array
     num_nonfinite: jax.Array
+    progress: jax.Array
+    num_misread: jax.Array
     decision: Decision | None
 
 
@@ -276,6 +281,8 @@ def _row(state: ControlState) -> Record:
         # A decision begins a new window of measurements; so does the start, which decides nothing.
         decided=(statistics.window.num_steps == 0) & (state.step > 0),
         num_nonfinite=statistics.total_nonfinite.astype(jnp.int32),
+        progress=statistics.horizon.progress,
+        num_misread=statistics.horizon.num_misread.astype(jnp.int32),
         decision=find_decision(state.controller_state),
     )
 

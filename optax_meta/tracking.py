@@ -1,4 +1,4 @@
-"""What is remembered of a run between steps: the window since the last decision, and the distance.
+"""What is remembered of a run between steps: the window since the last decision, and how far it is.
 
 Averages run over the finite steps of the window; packed into one vector where state is stored.
 """
@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from optax_meta.horizon import Horizon
 
 
 class Measured(NamedTuple):
@@ -86,6 +88,7 @@ class Statistics(NamedTuple):
         last: what was measured at the latest finite step.
         window: how many steps, and of what kind.
         distance: how far each parameter has to go.
+        horizon: how far the run has come.
         total_nonfinite: non-finite steps since `init`, float32[] (exact up to 2²⁴).
         least_param_norm: what `param_norm` is at least, float32[]: 0, but for parameters that all
             start at zero, whose norm tells nothing about their scale.
@@ -97,6 +100,7 @@ class Statistics(NamedTuple):
     last: Measured
     window: Window
     distance: Distance
+    horizon: Horizon
     total_nonfinite: jax.Array
     least_param_norm: jax.Array
     usual_grad_norm: jax.Array
@@ -107,16 +111,16 @@ class Statistics(NamedTuple):
         zero = jnp.float32(0.0)
         nothing = Measured(*[zero] * len(Measured._fields))
         least = jnp.asarray(least_param_norm, jnp.float32)
-        window, distance = Window.fresh(is_own=False), Distance.unknown()
-        return cls(nothing, nothing, window, distance, zero, least, zero)
+        blank = nothing, nothing, Window.fresh(is_own=False), Distance.unknown(), Horizon.unknown()
+        return cls(*blank, zero, least, zero)
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[33]."""
+        """Return the statistics as float32[46]."""
         return jnp.stack(jax.tree.leaves(self))
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 33]; leading axes are batches.
+        """Read float32[…, 46]; leading axes are batches.
 
         >>> print(Statistics.unpack(Statistics.empty(2.0).pack()).least_param_norm)
         2.0
@@ -125,10 +129,13 @@ class Statistics(NamedTuple):
         means, last = (Measured(*(next(numbers) for _ in Measured._fields)) for _ in range(2))
         window = Window(*(next(numbers) for _ in Window._fields))
         distance = Distance(*(next(numbers) for _ in Distance._fields))
-        return cls(means, last, window, distance, *numbers)
+        horizon = Horizon(*(next(numbers) for _ in Horizon._fields))
+        return cls(means, last, window, distance, horizon, *numbers)
 
 
-NUM_STATISTICS = 2 * len(Measured._fields) + len(Window._fields) + len(Distance._fields) + 3
+NUM_STATISTICS = (
+    2 * len(Measured._fields) + sum(len(part._fields) for part in (Window, Distance, Horizon)) + 3
+)
 """Length of the packed vector."""
 
 

@@ -12,10 +12,10 @@ from optax_meta.meta import evaluation, runs
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"lazy", "metrics", "checks", "policy_gradient", "train_state"},
-    {"base", "tracking"},
+    {"base", "horizon", "tracking"},
     {"geometry", "sampling"},
     {"guards", "measuring"},
-    {"observations", "actions", "rewards", "injection", "state"},
+    {"observations", "actions", "rewards", "injection", "state", "by_hand"},
     {"deciding"},
     {"transform"},
     {"policies", "recording", "writers"},

@@ -120,7 +120,7 @@ def _update(
         new = jnp.where(_is_late(setting, metrics), jnp.minimum(new, own), new)
     left = jnp.maximum(1.0 - metrics.progress, 0.0) ** setting.power
     factor = jnp.where(metrics.progress >= 0.0, left, 1.0).astype(new.dtype)
-    value = controller.keep_in_bounds(name, given, new * factor)
+    value = controller.keep_in_bounds(name, given, new * factor, metrics.bounds)
     falling = {**wanted, name: value}
     kept = {k: jnp.where(metrics.is_over, hyperparams[k], v) for k, v in falling.items()}
     values = jnp.where(metrics.is_over, state.values, jnp.stack([new, value, factor]))

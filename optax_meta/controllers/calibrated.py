@@ -181,7 +181,7 @@ def _update(
         new = jnp.sign(first) * jnp.clip(jnp.abs(new), *sizes)
     level = jnp.where(unit[1] > 0.0, new / first, 1.0)
     value = jnp.where(metrics.is_over, given, (jnp.sign(first) * lead * level).astype(given.dtype))
-    value = controller.keep_in_bounds(RATE, given, value)
+    value = controller.keep_in_bounds(RATE, given, value, metrics.bounds)
     values = jnp.stack([new, value, first])
     return {**decided, RATE: value}, CalibratedState(values, last, unit, controller_state)
 

@@ -110,7 +110,7 @@ def _update(
     # A value below zero moves the parameters the other way, and no less.
     largest = _bound(setting, metrics, jnp.abs(given))
     value = jnp.where(metrics.is_over, given, jnp.clip(new, -largest, largest))
-    value = controller.keep_in_bounds(name, given, value)
+    value = controller.keep_in_bounds(name, given, value, metrics.bounds)
     values = jnp.stack([new, value])
     return {**wanted, name: value}, TrustRegionState(values, controller_state)
 
