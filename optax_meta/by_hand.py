@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from optax_meta import tracking
 from optax_meta.checks import Number, check_whole, is_number
 from optax_meta.horizon import planned
 from optax_meta.state import (
+    LARGEST,
     ByHand,
     ControlState,
     find_control_states,
@@ -25,7 +25,6 @@ from optax_meta.state import (
 )
 from optax_meta.tracking import Statistics
 
-_LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_STEP = 2**30
 
 
@@ -150,7 +149,8 @@ def set_bounds(opt_state: Any, /, **bounds: tuple[Number, Number] | None) -> Any
     pairs = {name: _pair(name, pair) for name, pair in bounds.items()}
 
     def change(held: ByHand, position: int, name: str) -> ByHand:
-        low, high = (jnp.asarray(bound, jnp.float32) for bound in pairs[name])
+        pair = (jnp.asarray(bound).astype(jnp.float32) for bound in pairs[name])
+        low, high = (jnp.clip(bound, -LARGEST, LARGEST) for bound in pair)
         # Of traced ones nothing was checked.
         is_in_order = low <= high
         low = jnp.where(is_in_order, low, held.low[position])
@@ -311,7 +311,7 @@ def _is_real_scalar(value: Any) -> bool:
 def _check_value(name: str, value: Any) -> None:
     # What float32 cannot hold would become infinite, and set nothing.
     if not _is_real_scalar(value) or not (
-        isinstance(value, Tracer) or abs(float(value)) <= _LARGEST
+        isinstance(value, Tracer) or abs(float(value)) <= LARGEST
     ):
         raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
 

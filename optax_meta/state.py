@@ -11,6 +11,9 @@ from jax.core import Tracer
 
 from optax_meta.base import Hyperparams, State, Tree
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Stands for infinity where everything that is stored is to be finite."""
+
 
 class ByHand(NamedTuple):
     """What holds hyperparameters whatever the controller decides, float32[H] each.
@@ -19,8 +22,8 @@ class ByHand(NamedTuple):
 
     Attributes:
         is_frozen: 1 where the value does not move.
-        low: smallest value allowed, -inf for any.
-        high: largest value allowed, inf for any.
+        low: smallest value allowed.
+        high: largest value allowed.
     """
 
     is_frozen: jax.Array
@@ -34,8 +37,8 @@ class ByHand(NamedTuple):
         Args:
             count: H.
         """
-        any_value = jnp.full(count, jnp.inf, jnp.float32)
-        return cls(jnp.zeros(count, jnp.float32), -any_value, any_value)
+        largest = jnp.full(count, LARGEST, jnp.float32)
+        return cls(jnp.zeros(count, jnp.float32), -largest, largest)
 
     def pack(self) -> jax.Array:
         """Return float32[3, H]."""

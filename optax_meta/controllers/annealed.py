@@ -109,6 +109,7 @@ def _update(
 ) -> tuple[Hyperparams, AnnealedState]:
     name, controller = setting.hyperparam, setting.controller
     given, (own, returned, factor) = hyperparams[name], state.values
+    returned = controller.keep_in_bounds(name, returned, returned, metrics.bounds)
     # A bit that differs from what was returned is somebody else's change.
     changed = given / jnp.where(factor > 0.0, factor, 1.0)
     own = jnp.where(given == returned, own, changed)

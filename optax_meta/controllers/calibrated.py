@@ -169,7 +169,8 @@ def _update(
     setting: _Calibration, metrics: Metrics, state: CalibratedState, hyperparams: Hyperparams
 ) -> tuple[Hyperparams, CalibratedState]:
     given, first, controller = hyperparams[RATE], state.values[2], setting.controller
-    own, last = _own(state, given), _last(metrics, state)
+    returned = controller.keep_in_bounds(RATE, state.values[1], state.values[1], metrics.bounds)
+    own, last = _own(state, returned, given), _last(metrics, state)
     moves, unit = _unit(metrics, state.unit, given)
     wanted = _share(setting, metrics, last[1]) * last[2] * metrics.distance
     lead = _lead(setting, metrics, wanted, moves, given)
@@ -186,9 +187,9 @@ def _update(
     return {**decided, RATE: value}, CalibratedState(values, last, unit, controller_state)
 
 
-def _own(state: CalibratedState, given: jax.Array) -> jax.Array:
+def _own(state: CalibratedState, returned: jax.Array, given: jax.Array) -> jax.Array:
     """Return the controller's own value, changed in proportion where somebody else did."""
-    own, returned, _ = state.values
+    own = state.values[0]
     # A bit that differs from what was returned is somebody else's change.
     changed = own * (given / jnp.where(returned == 0.0, 1.0, returned))
     is_own = (given == returned) | (returned == 0.0)

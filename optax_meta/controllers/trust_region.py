@@ -100,6 +100,7 @@ def _update(
 ) -> tuple[Hyperparams, TrustRegionState]:
     name, controller = setting.hyperparam, setting.controller
     given, (own, returned) = hyperparams[name], state.values
+    returned = controller.keep_in_bounds(name, returned, returned, metrics.bounds)
     # What was set by hand replaces the own value, and so does what was clipped, where the
     # controller would otherwise wander off to where the optimizer does not follow.
     own = given if controller.is_incremental else jnp.where(given == returned, own, given)
