@@ -203,7 +203,9 @@ def test_after_an_extension_it_is_as_if_the_length_had_been_known():
     _, _, (x, state) = run(500, start(1000))
     rate, _, _ = run(1500, (x, set_horizon(state, total_steps=4000)))
     known, _, _ = run(2000, start(4000))
-    np.testing.assert_allclose(rate[500:], known[1000:], rtol=0.05)
+    # But for the distance that either has found until then.
+    np.testing.assert_allclose(rate[500:] / rate[500], known[1000:] / known[1000], rtol=1e-3)
+    assert np.all(np.abs(np.diff(rate)) < 0.02 * rate[:-1])
 
 
 def test_a_trunk_cools_down_as_often_as_one_likes():
@@ -273,8 +275,8 @@ def test_every_controlled_optimizer_in_a_state_gets_the_horizon():
     update = jax.jit(tx.update)
     for _ in range(4):
         _, state = update(params, state, params, value=1.0)
-    found = {name: float(rate) for name, rate in optax_meta.hyperparams(state).items()}
-    assert found == {"a/learning_rate": 0.25, "b/learning_rate": 0.75}
+    found = [float(rate) for rate in optax_meta.hyperparams(state).values()]
+    assert found == [0.25, 0.75]  # in its own steps the second is at 1 of 4
 
 
 @pytest.mark.parametrize(
