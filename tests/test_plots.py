@@ -51,6 +51,8 @@ def record(runs=(), steps=12, every=4):
         hyperparams={"learning_rate": 0.1 * 2.0 ** (action - 1)},
         decided=t % every == 0,
         num_nonfinite=zeros,
+        progress=zeros,
+        num_misread=zeros,
         decision=Decision(action, zeros, zeros, zeros, probabilities, observed),
     )
 
