@@ -7,6 +7,12 @@ from optax_meta.averaging import averaged as averaged
 from optax_meta.averaging import averaged_params as averaged_params
 from optax_meta.base import Controller as Controller
 from optax_meta.base import Encoder as Encoder
+from optax_meta.by_hand import cooldown as cooldown
+from optax_meta.by_hand import freeze as freeze
+from optax_meta.by_hand import set_bounds as set_bounds
+from optax_meta.by_hand import set_horizon as set_horizon
+from optax_meta.by_hand import set_hyperparams as set_hyperparams
+from optax_meta.by_hand import unfreeze as unfreeze
 from optax_meta.checkpoints import available_policies as available_policies
 from optax_meta.checkpoints import load_policy as load_policy
 from optax_meta.checkpoints import save_policy as save_policy
@@ -41,7 +47,6 @@ from optax_meta.reports import plots as plots
 from optax_meta.state import ControlState as ControlState
 from optax_meta.state import graft as graft
 from optax_meta.state import hyperparams as hyperparams
-from optax_meta.state import set_hyperparams as set_hyperparams
 from optax_meta.train_state import TrainState as TrainState
 from optax_meta.transform import control_hyperparams as control_hyperparams
 

@@ -76,6 +76,9 @@ class Controller(NamedTuple):
             known, and also an int32[] below 1.
         default_start: starting values of hyperparameters whose start is forgotten, by name, which
             may therefore be left out where the optimizer is made.
+        decisions_per_run: where the length of the run is only known while it goes on, as by
+            `set_horizon` or a progress that is passed, so many evenly spaced decisions replace the
+            interval; 0 for the interval.
         is_incremental: whether it moves the values that it is given, as a policy does, rather than
             setting them. A wrapper that clips gives such a one back what was left, lest its values
             wander off to where the optimizer does not follow.
@@ -101,6 +104,7 @@ class Controller(NamedTuple):
     max_growth: Number = math.inf
     total_steps: Any = None
     default_start: Mapping[str, float] = {}
+    decisions_per_run: int = 0
     is_incremental: bool = False
 
     def next_due(self, step: Step) -> Step:
@@ -163,19 +167,28 @@ class Controller(NamedTuple):
             count, step = count + 1, int(self.next_due(step))
         return count
 
-    def keep_in_bounds(self, name: str, old: jax.Array, new: jax.typing.ArrayLike) -> jax.Array:
+    def keep_in_bounds(
+        self,
+        name: str,
+        old: jax.Array,
+        new: jax.typing.ArrayLike,
+        by_hand: Mapping[str, tuple[jax.Array, jax.Array]] = {},
+    ) -> jax.Array:
         """Return a new value of a hyperparameter, clipped, or the old one where it is not finite.
 
         Args:
             name: of the hyperparameter.
             old: its value so far, float[].
             new: what was decided, a scalar.
+            by_hand: further bounds by name, as `Metrics.bounds`.
 
         Returns:
             float[], of the dtype of `old`.
         """
         new = jnp.asarray(new).astype(old.dtype)
         new = jnp.where(jnp.isfinite(new), new, old)
+        if name in by_hand:
+            new = jnp.clip(new, *(bound.astype(new.dtype) for bound in by_hand[name]))
         return jnp.clip(new, *self.bounds[name]) if name in self.bounds else new
 
 

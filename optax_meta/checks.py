@@ -99,6 +99,30 @@ def check_numbers(**numbers: Number) -> None:
         check_number(name, number)
 
 
+def check_share(name: str, number: Number) -> None:
+    """Refuse what is no number in [0, 1]; of a traced one nothing but shape and dtype are checked.
+
+    Args:
+        name: of the argument, for the message.
+        number: a scalar, also as an array.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> check_share("progress", 1.5)
+    Traceback (most recent call last):
+    ValueError: `progress` must be a number in [0, 1], the share of the run that is over, got 1.5
+    """
+    kind = getattr(number, "dtype", type(number))
+    is_real = is_number(number) and not jnp.issubdtype(kind, jnp.complexfloating)
+    is_scalar = is_real and jnp.shape(number) == ()
+    if not is_scalar or not (isinstance(number, Tracer) or 0.0 <= float(number) <= 1.0):
+        raise ValueError(
+            f"`{name}` must be a number in [0, 1], the share of the run that is over, got "
+            f"{number!r}"
+        )
+
+
 def check_seed(seed: Any) -> None:
     """Refuse what is no seed; of a traced scalar nothing but the dtype is checked.
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from optax_meta import measuring, tracking
 from optax_meta.base import Controller, Hyperparams, State, Tree
-from optax_meta.metrics import Metrics, with_progress
-from optax_meta.state import ControlState, replace_control_states
+from optax_meta.checks import check_share
+from optax_meta.horizon import Horizon, advanced
+from optax_meta.metrics import Metrics
+from optax_meta.state import ByHand, ControlState, replace_control_states
 from optax_meta.tracking import NUM_STATISTICS, Statistics
 
 FOREIGN = (
@@ -25,6 +27,7 @@ def decide(
     *,
     value: jax.typing.ArrayLike,
     cost: jax.typing.ArrayLike | None = None,
+    progress: jax.typing.ArrayLike | None = None,
 ) -> Any:
     """Let a controller decide now, on a loss of its own: for instance the validation loss.
 
@@ -41,12 +44,14 @@ def decide(
             Flax `TrainState`.
         value: the loss to judge, a scalar, the same on all devices.
         cost: a scalar in any unit.
+        progress: share of the run that is over, as `update` takes it.
 
     Returns:
         `opt_state` with new hyperparameters, which hold from the next update on.
 
     Raises:
-        ValueError: the state holds no controlled optimizer or several, or `value` is no scalar.
+        ValueError: the state holds no controlled optimizer or several, `value` is no scalar, or
+            `progress` no number in [0, 1].
 
     Example:
         >>> controller = optax_meta.plateau(factor=0.5, patience=1)
@@ -66,7 +71,7 @@ def decide(
         )
     if value is None:
         raise ValueError("`decide` needs a loss to judge, got None: pass `value=validation_loss`")
-    passed = {"value": value, "cost": cost}
+    passed = {"value": value, "cost": cost, "progress": progress}
     return replace_control_states(
         opt_state, lambda _, state: _decide_now(controller, state.with_arrays(), passed)
     )
@@ -78,8 +83,15 @@ def _decide_now(
     if not is_own(controller, state):
         raise ValueError(FOREIGN)
     statistics = _with_judged(Statistics.unpack(state.statistics), passed)
+    horizon = advance(controller, statistics, state.step, passed["progress"])
+    statistics = statistics._replace(horizon=horizon)
     hyperparams, controller_state = _ask(
-        controller, statistics, state.step, state.hyperparams, state.controller_state
+        controller,
+        statistics,
+        state.step,
+        state.by_hand,
+        state.hyperparams,
+        state.controller_state,
     )
     # The next step sees an update that was made before these hyperparameters.
     statistics = tracking.decided(statistics, is_own=False)
@@ -108,10 +120,39 @@ def _with_judged(statistics: Statistics, passed: Mapping[str, Any]) -> Statistic
     )
 
 
+def advance(
+    controller: Controller,
+    statistics: Statistics,
+    step: jax.Array,
+    progress: Any,
+    axis_name: str | None = None,
+) -> Horizon:
+    """Return how far the run is at a step.
+
+    Args:
+        controller: of which the length of the run is read.
+        statistics: of which the horizon is read.
+        step: index of the step, int32[].
+        progress: what was passed, None where nothing was.
+        axis_name: axis to average it over; None for none.
+
+    Raises:
+        ValueError: `progress` is no number in [0, 1].
+    """
+    total: Any = controller.total_steps
+    total = None if total is None else jnp.asarray(total, jnp.int32)
+    if progress is not None:
+        check_share("progress", progress)
+        progress = jax.lax.stop_gradient(jnp.asarray(progress).astype(jnp.float32))
+        progress = progress if axis_name is None else jax.lax.pmean(progress, axis_name)
+    return advanced(statistics.horizon, step, total, progress)
+
+
 def decide_if_due(
     controller: Controller,
     statistics: Statistics,
     step: jax.Array,
+    by_hand: jax.Array,
     hyperparams: Hyperparams,
     controller_state: State,
 ) -> tuple[Hyperparams, State, Statistics]:
@@ -121,7 +162,7 @@ def decide_if_due(
 
     def decide(hyperparams: Hyperparams, controller_state: State) -> tuple[Hyperparams, State]:
         known = Statistics.unpack(packed)
-        return _ask(controller, known, step, hyperparams, controller_state)
+        return _ask(controller, known, step, by_hand, hyperparams, controller_state)
 
     operands = (hyperparams, controller_state)
     after = tracking.decided(statistics, is_own=True)
@@ -129,9 +170,21 @@ def decide_if_due(
         if controller.decision_interval == math.inf:
             return *operands, statistics
         return *decide(*operands), after
-    is_due = controller.is_due(step)
+    is_due = _is_due(controller, statistics, step)
     chosen = jax.lax.cond(is_due, decide, lambda *same: same, *operands)
     return *chosen, jax.tree.map(lambda new, old: jnp.where(is_due, new, old), after, statistics)
+
+
+def _is_due(controller: Controller, statistics: Statistics, step: jax.Array) -> jax.Array:
+    is_due = jnp.asarray(controller.is_due(step))
+    if not controller.decisions_per_run:
+        return is_due
+    horizon, num_steps = statistics.horizon, statistics.window.num_steps
+    interval = jnp.clip(jnp.ceil(horizon.length / controller.decisions_per_run), 1.0, 1e6)
+    # On the grid of a run that was always this long, and never later than that.
+    is_spaced = (step % interval.astype(jnp.int32) == 0) | (num_steps >= interval)
+    is_spaced |= jnp.asarray(controller.is_dense(step))
+    return jnp.where(horizon.is_replanned & (horizon.per_step > 0.0), is_spaced, is_due)
 
 
 def is_static(decision_interval: Any) -> bool:
@@ -144,20 +197,23 @@ def _ask(
     controller: Controller,
     statistics: Statistics,
     step: jax.Array,
+    by_hand: jax.Array,
     hyperparams: Hyperparams,
     controller_state: State,
 ) -> tuple[Hyperparams, State]:
     """Show the window to the controller and return what it decides, kept in bounds."""
+    held = ByHand(*by_hand)
     counts = statistics.window[:-1]  # whether the next step is its own is no business of it
     window = Metrics(
         *statistics.means,
         *counts,
         step,
         statistics.distance.estimate,
-        jnp.float32(-1.0),
+        statistics.horizon.progress,
+        statistics.horizon.per_step,
         dict(hyperparams),
+        held.bounds(hyperparams),
     )
-    window = with_progress(window, controller.total_steps)
     decided: Any = controller.update(window, controller_state, hyperparams)
     is_pair = isinstance(decided, tuple) and len(decided) == 2 and isinstance(decided[0], Mapping)
     if not is_pair or set(decided[0]) != set(hyperparams):
@@ -174,8 +230,8 @@ def _ask(
                 f"the controller's `update` must return a scalar for `{name}`, got one of shape "
                 f"{jnp.shape(wanted[name])}"
             )
-        kept[name] = controller.keep_in_bounds(name, old, wanted[name])
-    return kept, controller_state
+        kept[name] = controller.keep_in_bounds(name, old, wanted[name], window.bounds)
+    return held.hold(hyperparams, kept), controller_state
 
 
 def is_own(controller: Controller, state: ControlState) -> bool:
@@ -191,5 +247,6 @@ def is_own(controller: Controller, state: ControlState) -> bool:
     return (
         shapes(state.controller_state) == shapes(own)
         and jnp.shape(state.statistics) == (NUM_STATISTICS,)
+        and jnp.shape(state.by_hand) == (len(ByHand._fields), len(state.hyperparams))
         and sampled == [(measuring.NUM_SAMPLES,)] * controller.needs_alignment
     )

@@ -74,11 +74,27 @@ def split(
         arguments |= {k: v for k, v in weak.items() if k in arguments}
         extra |= {k: v for k, v in weak.items() if k in extra}
         call = inspect.BoundArguments(signature, arguments)
-        return factory(*call.args, **call.kwargs, **extra)
+        return _without_progress(factory(*call.args, **call.kwargs, **extra))
 
     parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in start]
     build.__signature__ = inspect.Signature(parameters)
     return Injection(start, build)
+
+
+def _without_progress(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return a transformation that does not see `progress`, unless it takes that."""
+    if not isinstance(tx, optax.GradientTransformationExtraArgs):
+        return tx  # it gets no such arguments at all
+    takes = inspect.signature(tx.update).parameters
+    if "progress" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return tx
+    plain: Any = tx.update
+
+    def update(*args: Any, progress: object = None, **extra_args: Any) -> Any:
+        del progress
+        return plain(*args, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def first_values(start: Mapping[str, Any], dtype: Any) -> Hyperparams:

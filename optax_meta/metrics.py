@@ -14,6 +14,9 @@ USUAL_RATE = 1e-3
 """A learning rate that is seldom far wrong, for where nothing better is known yet."""
 USUAL_STEPS = 1000.0
 """Length of the runs that numbers which depend on the length are given for."""
+UNKNOWN_STEPS = 16_000.0
+"""Length that a run of unknown length counts as: nothing falls there, and half the rate that others
+have at their start serves it best."""
 _LEAST_VISIBLE = 1e-6
 """A move of this share of the parameters' norm shows in float32, whose spacing is 1.2e-7."""
 _PATIENCE = 5
@@ -57,8 +60,13 @@ class Metrics(NamedTuple):
         distance: how far each parameter has to go at least, as gradients tell it, float32[]; 0
             before the first. It is the unit of `update_rms` and `displacement`, and never falls.
         progress: share of the run that is over, float32[] in [0, 1]; -1 where no horizon is known.
+            Where the horizon changes it goes on from where it was, so that nothing jumps.
+        per_step: one over the length of the run in steps, float32[]; 0 where it is not known, or
+            not yet, as at step 0. Where the horizon changes it moves gradually.
         hyperparams: what the optimizer used since the last decision, by name, float[] each, as
             wrappers scaled and clipped it; empty where a controller is asked by hand.
+        bounds: smallest and largest value allowed as `optax_meta.set_bounds` set them, by name,
+            float[] each; likewise empty.
 
     Example:
         >>> def halve_where_it_rises(metrics, last_value, hyperparams):
@@ -86,15 +94,17 @@ class Metrics(NamedTuple):
     step: jax.Array
     distance: jax.Array
     progress: jax.Array
+    per_step: jax.Array
     hyperparams: Mapping[str, jax.Array] = {}
+    bounds: Mapping[str, tuple[jax.Array, jax.Array]] = {}
 
     def pack(self) -> jax.Array:
-        """Return all but the hyperparameters, float32[18]."""
-        return jnp.stack([x.astype(jnp.float32) for x in self[:-1]])
+        """Return all but the hyperparameters and their bounds, float32[19]."""
+        return jnp.stack([x.astype(jnp.float32) for x in self[:-2]])
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Metrics":
-        """Read what `pack` returned; `hyperparams` is empty."""
+        """Read what `pack` returned; `hyperparams` and `bounds` are empty."""
         metrics = cls(*packed)
         return metrics._replace(step=metrics.step.astype(jnp.int32))
 
@@ -115,17 +125,13 @@ class Metrics(NamedTuple):
         return self.progress >= 1.0
 
     @property
-    def per_step(self) -> jax.Array:
-        """One over the length of the run, float32[]; 0 or less where it is not known, or not yet.
-
-        Progress is 0 at step 0, whatever the length.
-        """
-        return self.progress / jnp.maximum(self.step, 1).astype(jnp.float32)
-
-    @property
     def shortness(self) -> jax.Array:
-        """1000 over the length of the run, float32[] at most 10; 0 where it is not known (yet)."""
-        return jnp.clip(USUAL_STEPS * self.per_step, 0.0, 10.0)
+        """1000 over the length of the run, float32[] at most 10; 0 at the very first step.
+
+        Where the length is not known that is `UNKNOWN_STEPS`.
+        """
+        known = jnp.clip(USUAL_STEPS * self.per_step, 0.0, 10.0)
+        return jnp.where(self.progress < 0.0, USUAL_STEPS / UNKNOWN_STEPS, known)
 
     def steepest_rate(self, ratio: jax.typing.ArrayLike) -> jax.Array:
         """Return the rate at which a gradient step moves `ratio` of the parameters' norm.
@@ -163,7 +169,7 @@ def with_progress(metrics: Metrics, total_steps: jax.typing.ArrayLike | None) ->
         metrics: of which `step` is read.
         total_steps: length of the run in steps; None, or an int32[] below 1, where it is not known.
 
-    >>> at = optax_meta.Metrics(*jnp.zeros(18))._replace(step=jnp.int32(25))
+    >>> at = optax_meta.Metrics(*jnp.zeros(19))._replace(step=jnp.int32(25))
     >>> print(with_progress(at, 100).progress)
     0.25
     """
@@ -171,4 +177,6 @@ def with_progress(metrics: Metrics, total_steps: jax.typing.ArrayLike | None) ->
         return metrics
     total = jnp.asarray(total_steps, jnp.int32)
     share = metrics.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
-    return metrics._replace(progress=jnp.where(total > 0, jnp.minimum(share, 1.0), -1.0))
+    share = jnp.where(total > 0, jnp.minimum(share, 1.0), -1.0)
+    per_step = jnp.maximum(share, 0.0) / jnp.maximum(metrics.step, 1).astype(jnp.float32)
+    return metrics._replace(progress=share, per_step=per_step)

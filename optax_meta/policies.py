@@ -147,9 +147,9 @@ class Policy(NamedTuple):
         if total_steps is not None:
             total_steps = check_whole("total_steps", total_steps)
         if decision_interval is None:
-            decision_interval = self.decision_interval(total_steps)
+            spaced, decision_interval = self.num_decisions, self.decision_interval(total_steps)
         else:
-            decision_interval = check_interval(decision_interval)
+            spaced, decision_interval = 0, check_interval(decision_interval)
         return Controller(
             init=init,
             update=update,
@@ -161,6 +161,7 @@ class Policy(NamedTuple):
             features=self.encoder.features,
             needs_alignment=self.encoder.needs_alignment,
             total_steps=total_steps,
+            decisions_per_run=spaced,
             is_incremental=True,
         )
 

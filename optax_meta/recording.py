@@ -119,6 +119,9 @@ class Record(NamedTuple):
         decided: whether the controller decided in this update, bool[].
         num_nonfinite: steps so far whose loss, cost or gradient was not finite, int32[].
         num_spikes: steps so far whose loss or gradient norm leapt, int32[].
+        progress: share of the run that is over, as the controller sees it, float32[] in [0, 1]; -1
+            where no horizon is known.
+        num_misread: how often a `progress` that was passed was no number in [0, 1], int32[].
         decision: the policy's latest decision; None for a controller without a policy.
 
     Example:
@@ -138,6 +141,8 @@ class Record(NamedTuple):
     decided: jax.Array
     num_nonfinite: jax.Array
     num_spikes: jax.Array
+    progress: jax.Array
+    num_misread: jax.Array
     decision: Decision | None
 
 
@@ -279,6 +284,8 @@ def _row(state: ControlState) -> Record:
         decided=(statistics.window.num_steps == 0) & (state.step > 0),
         num_nonfinite=statistics.total_nonfinite.astype(jnp.int32),
         num_spikes=statistics.spikes.total.astype(jnp.int32),
+        progress=statistics.horizon.progress,
+        num_misread=statistics.horizon.num_misread.astype(jnp.int32),
         decision=find_decision(state.controller_state),
     )
 

@@ -1,4 +1,4 @@
-"""The state of a controlled optimizer: what it is made of, how to read, change and restore it."""
+"""The state of a controlled optimizer: what it is made of, how to read and restore it."""
 
 import itertools
 from collections.abc import Callable
@@ -9,23 +9,72 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optax_meta import tracking
 from optax_meta.base import Hyperparams, State, Tree
-from optax_meta.checks import is_number
-from optax_meta.tracking import Statistics
 
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
+"""Stands for infinity where everything that is stored is to be finite."""
+
+
+class ByHand(NamedTuple):
+    """What holds hyperparameters whatever the controller decides, float32[H] each.
+
+    Of the H names in alphabetical order.
+
+    Attributes:
+        is_frozen: 1 where the value does not move.
+        low: smallest value allowed.
+        high: largest value allowed.
+    """
+
+    is_frozen: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+    @classmethod
+    def nothing(cls, count: int) -> "ByHand":
+        """Return what holds nothing.
+
+        Args:
+            count: H.
+        """
+        largest = jnp.full(count, LARGEST, jnp.float32)
+        return cls(jnp.zeros(count, jnp.float32), -largest, largest)
+
+    def pack(self) -> jax.Array:
+        """Return float32[3, H]."""
+        return jnp.stack(self)
+
+    def bounds(self, hyperparams: Hyperparams) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Return smallest and largest values by name, float32[] each.
+
+        Args:
+            hyperparams: of which the names are read.
+        """
+        return {name: (self.low[i], self.high[i]) for i, name in enumerate(sorted(hyperparams))}
+
+    def hold(self, old: Hyperparams, new: Hyperparams) -> Hyperparams:
+        """Return new values, but the old ones where these are frozen.
+
+        Args:
+            old: by name.
+            new: by name.
+        """
+        return {
+            name: jnp.where(self.is_frozen[i] > 0.0, old[name], new[name])
+            for i, name in enumerate(sorted(old))
+        }
 
 
 class ControlState(NamedTuple):
     """State of a controlled optimizer.
 
     Attributes:
-        statistics: `tracking.Statistics`, packed, float32[40].
+        statistics: `tracking.Statistics`, packed, float32[53].
         controller_state: what the controller carries.
         last_samples: strided samples of the parameters one step ago, two steps ago and at the
             start, and of all gradients so far, weighted, float32[4, k], for a controller that asks
             for alignment; else an empty tuple.
+        by_hand: `ByHand`, packed, float32[3, H].
         inner_state: an `optax.InjectStatefulHyperparamsState`, which holds the hyperparameters,
             the step and the state of the inner optimizer.
         snapshot: a `snapshots.Snapshot` where spikes roll back; else an empty tuple.
@@ -40,6 +89,7 @@ class ControlState(NamedTuple):
     statistics: jax.Array
     controller_state: State
     last_samples: Tree
+    by_hand: jax.Array
     inner_state: Any
     snapshot: Any = ()
 
@@ -111,61 +161,10 @@ def hyperparams(opt_state: Tree) -> Hyperparams:
         0.5
     """
     return {
-        _full_name(label, name): detach(value)
+        full_name(label, name): detach(value)
         for label, state in find_control_states(opt_state).items()
         for name, value in state.hyperparams.items()
     }
-
-
-def set_hyperparams(opt_state: Any, /, **values: jax.typing.ArrayLike) -> Any:
-    """Set hyperparameters by hand; the controller goes on from there.
-
-    A pure function, to be jitted or not. The values hold from the next update on, clipped to the
-    controller's bounds there, until the controller decides otherwise: at its next decision, which a
-    rule that holds leaves alone. A value that turns out not to be finite under `jit` changes
-    nothing.
-
-    Args:
-        opt_state: as for `optax_meta.hyperparams`.
-        **values: scalars by name; names as `optax_meta.hyperparams` returns them.
-
-    Returns:
-        `opt_state` with the new values, in the dtype of the old ones.
-
-    Raises:
-        ValueError: the state holds no controlled optimizer or does not steer one of the names, or a
-            value is no finite real scalar.
-
-    Example:
-        >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.plateau())(0.5)
-        >>> state = optax_meta.set_hyperparams(tx.init(jnp.zeros(2)), learning_rate=0.25)
-        >>> print(optax_meta.hyperparams(state)["learning_rate"])
-        0.25
-    """
-    known = [
-        _full_name(label, name)
-        for label, state in find_control_states(opt_state).items()
-        for name in state.hyperparams
-    ]
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(
-            f"`{unknown[0]}` is not steered by this optimizer: choose from {', '.join(known)}; "
-            "`constant(hyperparams=[…])` steers any other"
-        )
-    for name, value in values.items():
-        _check_value(name, value)
-
-    def change(label: str, state: ControlState) -> ControlState:
-        state = state.with_arrays()
-        new = {
-            name: _replaced(old, values.get(_full_name(label, name)))
-            for name, old in state.hyperparams.items()
-        }
-        # No step has seen a move under these yet, and the next sees the last under the old.
-        statistics = tracking.unjudged(Statistics.unpack(state.statistics)).pack()
-        return state._replace(statistics=statistics).with_hyperparams(new)
-
-    return replace_control_states(opt_state, change)
 
 
 class Graft(NamedTuple):
@@ -277,6 +276,19 @@ def replace_control_states(
     return structure.unflatten(leaves)
 
 
+def full_name(label: str, name: str) -> str:
+    """Return the name of a hyperparameter among those of several controlled optimizers.
+
+    Args:
+        label: as `find_control_states` has it.
+        name: of the hyperparameter.
+
+    >>> full_name("", "learning_rate"), full_name("a", "learning_rate")
+    ('learning_rate', 'a/learning_rate')
+    """
+    return f"{label}/{name}" if label else name
+
+
 def detach(tree: Any) -> Any:
     """Return copies of arrays, which outlive a state that is donated to the next step.
 
@@ -288,26 +300,6 @@ def detach(tree: Any) -> Any:
     False
     """
     return jax.tree.map(lambda x: x if isinstance(x, Tracer) else jnp.array(x, copy=True), tree)
-
-
-def _full_name(label: str, name: str) -> str:
-    return f"{label}/{name}" if label else name
-
-
-def _check_value(name: str, value: Any) -> None:
-    kind = getattr(value, "dtype", type(value))
-    is_real = is_number(value) and not jnp.issubdtype(kind, jnp.complexfloating)
-    is_scalar = is_real and getattr(value, "shape", ()) == ()
-    # What float32 cannot hold would become infinite, and set nothing.
-    if not is_scalar or not (isinstance(value, Tracer) or abs(float(value)) <= _LARGEST):
-        raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
-
-
-def _replaced(old: jax.Array, new: Any) -> jax.Array:
-    if new is None:
-        return old
-    value = jnp.asarray(new).astype(old.dtype)
-    return jnp.where(jnp.isfinite(value), value, old)
 
 
 def _is_control_state(x: object) -> bool:

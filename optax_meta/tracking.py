@@ -1,4 +1,4 @@
-"""What is remembered of a run between steps: the window since the last decision, and the distance.
+"""What is remembered of a run between steps: the window since the last decision, and how far it is.
 
 Averages run over the finite steps of the window; packed into one vector where state is stored.
 """
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_meta.horizon import Horizon
 from optax_meta.spikes import Spikes
 
 
@@ -88,6 +89,7 @@ class Statistics(NamedTuple):
         last: what was measured at the latest finite step.
         window: how many steps, and of what kind.
         distance: how far each parameter has to go.
+        horizon: how far the run has come.
         total_nonfinite: non-finite steps since `init`, float32[] (exact up to 2²⁴).
         least_param_norm: what `param_norm` is at least, float32[]: 0, but for parameters that all
             start at zero, whose norm tells nothing about their scale.
@@ -100,6 +102,7 @@ class Statistics(NamedTuple):
     last: Measured
     window: Window
     distance: Distance
+    horizon: Horizon
     total_nonfinite: jax.Array
     least_param_norm: jax.Array
     usual_grad_norm: jax.Array
@@ -111,16 +114,16 @@ class Statistics(NamedTuple):
         zero = jnp.float32(0.0)
         nothing = Measured(*[zero] * len(Measured._fields))
         least = jnp.asarray(least_param_norm, jnp.float32)
-        window, distance = Window.fresh(is_own=False), Distance.unknown()
-        return cls(nothing, nothing, window, distance, zero, least, zero, Spikes.none())
+        blank = nothing, nothing, Window.fresh(is_own=False), Distance.unknown(), Horizon.unknown()
+        return cls(*blank, zero, least, zero, Spikes.none())
 
     def pack(self) -> jax.Array:
-        """Return the statistics as float32[40]."""
+        """Return the statistics as float32[53]."""
         return jnp.stack(jax.tree.leaves(self))
 
     @classmethod
     def unpack(cls, packed: jax.Array) -> "Statistics":
-        """Read float32[…, 40]; leading axes are batches.
+        """Read float32[…, 53]; leading axes are batches.
 
         >>> print(Statistics.unpack(Statistics.empty(2.0).pack()).least_param_norm)
         2.0
@@ -129,13 +132,13 @@ class Statistics(NamedTuple):
         means, last = (Measured(*(next(numbers) for _ in Measured._fields)) for _ in range(2))
         window = Window(*(next(numbers) for _ in Window._fields))
         distance = Distance(*(next(numbers) for _ in Distance._fields))
+        horizon = Horizon(*(next(numbers) for _ in Horizon._fields))
         single = [next(numbers) for _ in range(3)]
-        return cls(means, last, window, distance, *single, Spikes(*numbers))
+        return cls(means, last, window, distance, horizon, *single, Spikes(*numbers))
 
 
-NUM_STATISTICS = (
-    sum(len(part._fields) for part in (Measured, Measured, Window, Distance, Spikes)) + 3
-)
+_PARTS = Measured, Measured, Window, Distance, Horizon, Spikes
+NUM_STATISTICS = sum(len(part._fields) for part in _PARTS) + 3
 """Length of the packed vector."""
 
 

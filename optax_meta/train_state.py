@@ -31,6 +31,7 @@ class TrainState(train_state.TrainState):
         grads: Any,
         value: jax.typing.ArrayLike | None = None,
         cost: jax.typing.ArrayLike | None = None,
+        progress: jax.typing.ArrayLike | None = None,
         **kwargs: Any,
     ) -> Self:
         """Return the state after one update.
@@ -39,12 +40,13 @@ class TrainState(train_state.TrainState):
             grads: gradients, like `params`.
             value: the loss that they belong to, a scalar; needed by controllers that judge it.
             cost: what the step cost, a scalar in any unit.
+            progress: share of the run that is over, a scalar in [0, 1].
             **kwargs: other fields to replace.
         """
         # Told by the signature: `optax.MultiSteps` is no `GradientTransformationExtraArgs`.
         takes = inspect.signature(self.tx.update).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-        passed = {"value": value, "cost": cost}
+        passed = {"value": value, "cost": cost, "progress": progress}
         passed = {k: v for k, v in passed.items() if v is not None and (takes_any or k in takes)}
         bound_tx = optax.GradientTransformation(self.tx.init, partial(self.tx.update, **passed))
         state: Any = super(TrainState, self.replace(tx=bound_tx))

@@ -17,9 +17,9 @@ import optax
 from optax_meta import guards, measuring, snapshots, spikes, tracking
 from optax_meta.base import Controller, Hyperparams, State
 from optax_meta.checks import check_interval, is_set
-from optax_meta.deciding import FOREIGN, decide_if_due, is_own, is_static
+from optax_meta.deciding import FOREIGN, advance, decide_if_due, is_own, is_static
 from optax_meta.injection import Factory, Injection, first_values, split
-from optax_meta.state import ControlState, widest
+from optax_meta.state import ByHand, ControlState, widest
 from optax_meta.tracking import Statistics
 
 OnSpike = Literal["record", "clip", "skip", "roll_back"]
@@ -67,15 +67,19 @@ def control_hyperparams(
 
     Returns:
         A factory of `optax.GradientTransformationExtraArgs`. Its
-        `update(grads, state, params, value=loss, cost=None)` takes the loss and a cost as scalars;
-        further keyword arguments go to the inner optimizer.
+        `update(grads, state, params, value=loss, cost=None, progress=None)` takes the loss and a
+        cost as scalars; further keyword arguments go to the inner optimizer, and these to one that
+        takes them. `progress` is the share of the run that is over, a scalar in [0, 1] such as
+        `tokens_seen / tokens_planned`: it counts in place of steps. Without it, after it was
+        passed, progress goes on at the rate that it had. One that is traced is clipped; one that is
+        not finite counts as not passed; both are counted in `Record.num_misread`.
 
     Raises:
         ValueError: `inner_factory` is no function, `controller` no `Controller`, or
             the interval no whole number ≥ 1 or `math.inf`, or `on_spike` unknown; from the
             factory, if a steered hyperparameter is unknown, is not a number, or starts out of
-            bounds; from `update`, if `value` is missing or no scalar, or the gradients do not fit
-            the parameters.
+            bounds; from `update`, if `value` is missing or no scalar, `progress` no number in
+            [0, 1], or the gradients do not fit the parameters.
 
     Example:
         >>> tx = optax_meta.control_hyperparams(optax.adamw, optax_meta.plateau())(1e-3)
@@ -107,6 +111,8 @@ def control_hyperparams(
     interval: Any = controller.decision_interval if decision_interval is None else decision_interval
     if decision_interval is not None or not callable(interval):
         controller = controller._replace(decision_interval=check_interval(interval))
+    if decision_interval is not None:
+        controller = controller._replace(decisions_per_run=0)
 
     def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
         ask = partial(decide_if_due, controller)
@@ -157,6 +163,7 @@ def _init(core: _Core, params: optax.Params) -> ControlState:
         statistics=Statistics.empty(least_norm).pack(),
         controller_state=core.controller.init(start),
         last_samples=samples,
+        by_hand=ByHand.nothing(len(start)).pack(),
         inner_state=inner,
         snapshot=snapshot,
     )
@@ -204,6 +211,7 @@ def _step(
     extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, ControlState]:
     controller, known = core.controller, Statistics.unpack(state.statistics)
+    horizon = advance(controller, known, state.step, extra_args.get("progress"), core.axis_name)
     limits = spikes.limits(known.spikes)
     largest = _largest_norm(core, known, limits)
     measured, samples, distance = measuring.measure(
@@ -214,7 +222,7 @@ def _step(
     if largest is not None:
         updates, measured = guards.clip_growth(updates, measured, largest)
     statistics = tracking.accumulate(
-        known._replace(spikes=seen), measured, distance, left_out=left_out
+        known._replace(spikes=seen, horizon=horizon), measured, distance, left_out=left_out
     )
     if core.guards:
         value = jnp.where(left_out, known.spikes.value, statistics.last.value)
@@ -222,17 +230,18 @@ def _step(
             updates, extra_args, measured, value, left_out=left_out
         )
     # Set by hand they may be anything.
+    bounds = ByHand(*state.by_hand).bounds(state.hyperparams)
     hyperparams = {
-        name: controller.keep_in_bounds(name, value, value)
+        name: controller.keep_in_bounds(name, value, value, bounds)
         for name, value in state.hyperparams.items()
     }
     hyperparams, controller_state, statistics = core.ask(
-        statistics, state.step, hyperparams, state.controller_state
+        statistics, state.step, state.by_hand, hyperparams, state.controller_state
     )
     updates, inner_state = core.injection.transformation(hyperparams).update(
         updates, state.with_hyperparams(hyperparams).inner_state, params, **extra_args
     )
-    new = ControlState(statistics.pack(), controller_state, samples, inner_state)
+    new = ControlState(statistics.pack(), controller_state, samples, state.by_hand, inner_state)
     return _kept_well(state, params, updates, new) if _rolls_back(core) else (updates, new)
 
 

@@ -24,11 +24,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def make_metrics(**changes):
-    zeros = {name: jnp.float32(0.0) for name in Metrics._fields if name != "hyperparams"}
+    zeros = {name: jnp.float32(0.0) for name in Metrics._fields[:-2]}
     start = {"num_steps": 1.0, "num_judged": 1.0, "num_moves": 1.0, "progress": -1.0, **changes}
     values = {name: jnp.float32(value) for name, value in start.items() if name != "hyperparams"}
     step = jnp.int32(changes.get("step", 0))
-    return Metrics(**{**zeros, **values, "step": step})
+    per_step = jnp.maximum(values["progress"], 0.0) / jnp.maximum(step, 1).astype(jnp.float32)
+    return Metrics(**{**zeros, "per_step": per_step, **values, "step": step})
 
 
 def run_values(tx, values, grads=None):

@@ -38,6 +38,8 @@ def result_of(name, generator, seeds, steps):
         decided=decided,
         num_nonfinite=zeros.astype(int),
         num_spikes=zeros.astype(int),
+        progress=zeros - 1.0,
+        num_misread=zeros.astype(int),
         decision=decision if is_policy else None,
     )
     return MethodResult(

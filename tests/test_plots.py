@@ -52,6 +52,8 @@ def record(runs=(), steps=12, every=4):
         decided=t % every == 0,
         num_nonfinite=zeros,
         num_spikes=zeros,
+        progress=zeros,
+        num_misread=zeros,
         decision=Decision(action, zeros, zeros, zeros, probabilities, observed),
     )
 

@@ -12,10 +12,10 @@ from optax_meta.meta import evaluation, runs
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"lazy", "metrics", "checks", "policy_gradient", "train_state", "spikes"},
-    {"base", "tracking"},
+    {"base", "horizon", "tracking"},
     {"geometry", "sampling"},
     {"guards", "measuring", "snapshots"},
-    {"observations", "actions", "rewards", "injection", "state"},
+    {"observations", "actions", "rewards", "injection", "state", "by_hand"},
     {"deciding", "averaging"},
     {"transform"},
     {"policies", "recording", "writers"},

@@ -109,6 +109,7 @@ def _update(
 ) -> tuple[Hyperparams, AnnealedState]:
     name, controller = setting.hyperparam, setting.controller
     given, (own, returned, factor) = hyperparams[name], state.values
+    returned = controller.keep_in_bounds(name, returned, returned, metrics.bounds)
     # A bit that differs from what was returned is somebody else's change.
     changed = given / jnp.where(factor > 0.0, factor, 1.0)
     own = jnp.where(given == returned, own, changed)
@@ -120,7 +121,7 @@ def _update(
         new = jnp.where(_is_late(setting, metrics), jnp.minimum(new, own), new)
     left = jnp.maximum(1.0 - metrics.progress, 0.0) ** setting.power
     factor = jnp.where(metrics.progress >= 0.0, left, 1.0).astype(new.dtype)
-    value = controller.keep_in_bounds(name, given, new * factor)
+    value = controller.keep_in_bounds(name, given, new * factor, metrics.bounds)
     falling = {**wanted, name: value}
     kept = {k: jnp.where(metrics.is_over, hyperparams[k], v) for k, v in falling.items()}
     values = jnp.where(metrics.is_over, state.values, jnp.stack([new, value, factor]))

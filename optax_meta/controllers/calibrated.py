@@ -99,9 +99,9 @@ def calibrated(
         growing_share: c where the distance has grown by a seventh in each of the last steps, and
             in between where it has by less: parameters started far too small, and so far the way
             ahead is only known to be longer than that.
-        length_power: in a run of known length T both shares are times (1000/T) to this power, ≥ 0:
+        length_power: in a run of length T both shares are times (1000/T) to this power, ≥ 0:
             shorter runs have fewer moves to get there. Runs of fewer than 100 steps count as that
-            long.
+            long, those of unknown length as 16,000 steps.
         steps: so many of the first steps are decided upon each, ≥ 1, while the distance is found.
         probe_rate: largest learning rate of the very first update, ≥ 0; it is lower still where
             gradients are so large that a gradient step would pass a hundredth of the parameters.
@@ -177,7 +177,8 @@ def _update(
     setting: _Calibration, metrics: Metrics, state: CalibratedState, hyperparams: Hyperparams
 ) -> tuple[Hyperparams, CalibratedState]:
     given, first, controller = hyperparams[RATE], state.values[2], setting.controller
-    own, last = _own(state, given), _last(metrics, state)
+    returned = controller.keep_in_bounds(RATE, state.values[1], state.values[1], metrics.bounds)
+    own, last = _own(state, returned, given), _last(metrics, state)
     moves, unit = _unit(metrics, state.unit, given)
     wanted = _share(setting, metrics, last[1]) * last[2] * last[3] * metrics.distance
     lead = _lead(setting, metrics, wanted, moves, given)
@@ -189,14 +190,14 @@ def _update(
         new = jnp.sign(first) * jnp.clip(jnp.abs(new), *sizes)
     level = jnp.where(unit[1] > 0.0, new / first, 1.0)
     value = jnp.where(metrics.is_over, given, (jnp.sign(first) * lead * level).astype(given.dtype))
-    value = controller.keep_in_bounds(RATE, given, value)
+    value = controller.keep_in_bounds(RATE, given, value, metrics.bounds)
     values = jnp.stack([new, value, first])
     return {**decided, RATE: value}, CalibratedState(values, last, unit, controller_state)
 
 
-def _own(state: CalibratedState, given: jax.Array) -> jax.Array:
+def _own(state: CalibratedState, returned: jax.Array, given: jax.Array) -> jax.Array:
     """Return the controller's own value, changed in proportion where somebody else did."""
-    own, returned, _ = state.values
+    own = state.values[0]
     # A bit that differs from what was returned is somebody else's change.
     changed = own * (given / jnp.where(returned == 0.0, 1.0, returned))
     is_own = (given == returned) | (returned == 0.0)
@@ -235,7 +236,7 @@ def _share(setting: _Calibration, metrics: Metrics, growth: jax.Array) -> jax.Ar
     """Return c for the growth of the distance and the length of the run, float32[]."""
     is_growing = jnp.clip((growth - _USUAL_GROWTH) / _USUAL_GROWTH, 0.0, 1.0)
     share = setting.share + (setting.growing_share - setting.share) * is_growing
-    return share * jnp.where(metrics.progress > 0.0, metrics.shortness**setting.length_power, 1.0)
+    return share * jnp.where(metrics.shortness > 0.0, metrics.shortness**setting.length_power, 1.0)
 
 
 def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array:

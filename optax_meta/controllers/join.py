@@ -130,15 +130,13 @@ def _is_dense(controllers: Sequence[Controller], starts: Sequence[int], step: St
 
 
 def _since(metrics: Metrics, start: int) -> Metrics:
-    """Return the metrics with steps, and the share of the run that is over, counted from `start`.
-
-    Both together say how long the run is, so that one must not be counted without the other.
-    """
-    step = metrics.step - start
-    total = metrics.step.astype(jnp.float32) / jnp.maximum(metrics.progress, 1e-9)
-    share = step.astype(jnp.float32) / jnp.maximum(total - start, 1.0)
-    share = jnp.where(metrics.progress > 0.0, jnp.clip(share, 0.0, 1.0), metrics.progress)
-    return metrics._replace(step=step, progress=share)
+    """Return the metrics as if the run had begun at `start`."""
+    step, before = metrics.step - start, start * metrics.per_step
+    left = jnp.maximum(1.0 - before, 1e-9)
+    share = jnp.where(step > 0, jnp.clip((metrics.progress - before) / left, 0.0, 1.0), 0.0)
+    per_step = jnp.where(step > 0, metrics.per_step / left, 0.0)
+    share = jnp.where(metrics.progress > 0.0, share, metrics.progress)
+    return metrics._replace(step=step, progress=share, per_step=per_step)
 
 
 def _update(

@@ -32,7 +32,7 @@ class ReinforceState(NamedTuple):
         policy_moments: first and second moments of the policy's Adam, float32[2, P].
         episode: one row a decision: observation, action, log-probability, reward;
             float32[train_every, features + 3]; zeros once learned from.
-        before: the `Metrics` of the last decision, then the moving-average baseline; float32[15].
+        before: the `Metrics` of the last decision, then the moving-average baseline; float32[20].
         encoder_state: what the encoder carries.
         decision: the latest decision, for the record.
     """
@@ -177,11 +177,7 @@ def reinforce(
 def _wrappers(given: Policy | None, own: Controller) -> Wrappers:
     if given is not None:
         return given.wrappers
-    if "learning_rate" not in own.hyperparams:
-        return {}
-    # Without a length there is no end to fall to.
-    idle = "annealed" if own.total_steps is None else ""
-    return {name: options for name, options in EVERY_GOOD_RUN.items() if name != idle}
+    return EVERY_GOOD_RUN if "learning_rate" in own.hyperparams else {}
 
 
 def _check_learner(learner: _Learner) -> None:
@@ -239,7 +235,7 @@ def _init(policy: Policy, learner: _Learner, seed: jax.Array) -> ReinforceState:
         policy_params=params,
         policy_moments=jnp.zeros((2, params.size), jnp.float32),
         episode=jnp.zeros((learner.train_every, num_features + 3), jnp.float32),
-        before=jnp.zeros(len(Metrics._fields), jnp.float32),
+        before=jnp.zeros(len(Metrics._fields) - 1, jnp.float32),
         encoder_state=policy.encoder.init(),
         decision=DecisionState.empty(num_features, num_actions),
     )

@@ -100,6 +100,7 @@ def _update(
 ) -> tuple[Hyperparams, TrustRegionState]:
     name, controller = setting.hyperparam, setting.controller
     given, (own, returned) = hyperparams[name], state.values
+    returned = controller.keep_in_bounds(name, returned, returned, metrics.bounds)
     # What was set by hand replaces the own value, and so does what was clipped, where the
     # controller would otherwise wander off to where the optimizer does not follow.
     own = given if controller.is_incremental else jnp.where(given == returned, own, given)
@@ -110,7 +111,7 @@ def _update(
     # A value below zero moves the parameters the other way, and no less.
     largest = _bound(setting, metrics, jnp.abs(given))
     value = jnp.where(metrics.is_over, given, jnp.clip(new, -largest, largest))
-    value = controller.keep_in_bounds(name, given, value)
+    value = controller.keep_in_bounds(name, given, value, metrics.bounds)
     values = jnp.stack([new, value])
     return {**wanted, name: value}, TrustRegionState(values, controller_state)
 

@@ -81,7 +81,7 @@ def progress(metrics: Metrics) -> jax.Array:
     Returns:
         float32[], in [-1, 1].
 
-    >>> zeros = optax_meta.Metrics(*jnp.zeros(18))
+    >>> zeros = optax_meta.Metrics(*jnp.zeros(19))
     >>> print(progress(zeros._replace(step=jnp.array(1000), progress=jnp.array(-1.0))))
     0.0
     """

@@ -307,9 +307,8 @@ def _rate_features(old: _Memory, new: _Memory) -> tuple[jax.Array, ...]:
 def _decay_features(
     metrics: Metrics, used: Hyperparams, memory: _Memory
 ) -> tuple[jax.Array, jax.Array]:
-    step = metrics.step.astype(jnp.float32)
-    known = step / jnp.maximum(metrics.progress, 1e-9)
-    total = jnp.where(metrics.progress > 0.0, known, USUAL_STEPS)
+    known = 1.0 / jnp.maximum(metrics.per_step, 1e-9)
+    total = jnp.where(metrics.per_step > 0.0, known, USUAL_STEPS)
     shrinkage = used["learning_rate"] * used["weight_decay"] * total
     is_positive = (memory.fast_value > 0.0) & (memory.first_value > 0.0)
     fit = jnp.where(is_positive, log(memory.fast_value) - log(memory.first_value), 0.0)
