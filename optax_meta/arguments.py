@@ -4,10 +4,11 @@ Nothing heavy is imported here, so that help and errors come at once.
 """
 
 import argparse
+import json
 import math
 import textwrap
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import optax_meta
 
@@ -52,6 +53,14 @@ def _add_compare(add_parser: _AddParser) -> None:
         type=_names,
         default=",".join(METHODS),
         help=f"comma-separated, out of: {', '.join(METHODS)}",
+    )
+    command.add_argument(
+        "--controller",
+        type=_config,
+        action="append",
+        metavar="NAME=JSON",
+        help="one more method: the config of a controller, as in "
+        """'mine={"controller": "plateau", "factor": 0.5}'; may be given several times""",
     )
     command.add_argument("--steps", type=_at_least(1), default=500, help="steps in a run")
     command.add_argument("--seeds", type=_at_least(2), default=10, help="runs of each method")
@@ -138,6 +147,14 @@ def _names(text: str) -> list[str]:
             f"unknown method {(unknown or [text])[0]!r}: choose from {', '.join(METHODS)}"
         )
     return names
+
+
+def _config(text: str) -> tuple[str, Any]:
+    name, _, config = text.partition("=")
+    try:
+        return name, json.loads(config)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be NAME=JSON, got {text!r}") from None
 
 
 def _at_least(least: int) -> Callable[[str], int]:

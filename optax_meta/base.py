@@ -79,6 +79,7 @@ class Controller(NamedTuple):
         is_incremental: whether it moves the values that it is given, as a policy does, rather than
             setting them. A wrapper that clips gives such a one back what was left, lest its values
             wander off to where the optimizer does not follow.
+        origin: the call that made it, for `optax_meta.to_config`; None for one written by hand.
 
     Example:
         >>> def halve(metrics, state, hyperparams):
@@ -102,6 +103,7 @@ class Controller(NamedTuple):
     total_steps: Any = None
     default_start: Mapping[str, float] = {}
     is_incremental: bool = False
+    origin: "Origin | None" = None
 
     def next_due(self, step: Step) -> Step:
         """Return the first step after this one at which a decision is due.
@@ -177,6 +179,20 @@ class Controller(NamedTuple):
         new = jnp.asarray(new).astype(old.dtype)
         new = jnp.where(jnp.isfinite(new), new, old)
         return jnp.clip(new, *self.bounds[name]) if name in self.bounds else new
+
+
+class Origin(NamedTuple):
+    """The call that a controller came from.
+
+    Attributes:
+        factory: name of the function.
+        arguments: those that were given, by name.
+        made: what it returned, to tell what was replaced since.
+    """
+
+    factory: str
+    arguments: Mapping[str, Any]
+    made: Controller
 
 
 class EncoderInit(Protocol):

@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the arguments are known to be good."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -97,10 +98,11 @@ def _comparison(options: argparse.Namespace, show: "Show") -> "tuple[Comparison,
     """Return what was found until the end or Ctrl-C, and whether it was the latter."""
     from optax_meta.meta import evaluation
 
+    methods = {name: name for name in options.methods} | dict(options.controller or [])
     try:
         comparison = evaluation.compare(
             options.task,
-            options.methods,
+            methods,
             learning_rate=options.lr,
             steps=options.steps,
             seeds=options.seeds,
@@ -119,6 +121,8 @@ def _command(options: argparse.Namespace) -> str:
     parts = ["optax-meta", "compare", "--task", options.task, "--methods", methods]
     for name in ("steps", "seeds", "lr", "out"):
         parts += [f"--{name}", str(getattr(options, name))]
+    for name, config in options.controller or []:
+        parts += ["--controller", f"{name}={json.dumps(config)}"]
     return shlex.join(parts)
 
 

@@ -12,14 +12,14 @@ from optax_meta.meta import evaluation, runs
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"lazy", "metrics", "checks", "policy_gradient", "train_state"},
-    {"base", "tracking"},
+    {"base", "origins", "tracking"},
     {"geometry", "sampling"},
     {"guards", "measuring"},
     {"observations", "actions", "rewards", "injection", "state"},
     {"deciding"},
     {"transform"},
     {"policies", "recording", "writers"},
-    {"controllers", "checkpoints"},
+    {"controllers", "checkpoints", "configs"},
     {"meta"},
     {"reports"},
     {"arguments"},

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
 from optax_meta.checks import Number, check_number, check_numbers, check_whole, is_set
 from optax_meta.metrics import USUAL_RATE, Metrics
+from optax_meta.origins import keep_origin
 
 RATE, DECAY = "learning_rate", "weight_decay"
 _USUAL_DECAY = 1e-4
@@ -59,6 +60,7 @@ class _Calibration(NamedTuple):
     span: Number
 
 
+@keep_origin
 def calibrated(
     controller: Controller,
     *,

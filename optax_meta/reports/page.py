@@ -3,11 +3,12 @@
 Needs the extra `report`.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from optax_meta.meta.evaluation import Comparison
+from optax_meta.meta.evaluation import Comparison, MethodResult
 from optax_meta.recording import Row
 from optax_meta.reports import charts
 from optax_meta.reports.log_charts import log_pictures
@@ -48,7 +49,8 @@ def comparison_page(comparison: Comparison) -> str:
             pictures=list(comparison_pictures(comparison)),
             setting=_setting(comparison),
             note="For a seed all methods start from the same initial parameters and take the same "
-            "batches. The numbers stand in results.json, every step of every run in records/.",
+            "batches. The numbers stand in results.json, every step of every run in records/. "
+            "Beside a method stands the config of its first seed, for optax_meta.from_config.",
             table=result_table(comparison),
             seeds=comparison.seeds,
         )
@@ -117,7 +119,15 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
         ("steps a run", str(comparison.steps)),
         ("seeds", f"0 … {comparison.seeds - 1}"),
         *comparison.versions.items(),
+        *_configs(comparison.methods),
     ]
+
+
+def _configs(methods: Mapping[str, MethodResult]) -> Iterator[tuple[str, str]]:
+    """Yield what makes each method's controller again, for `optax_meta.from_config`."""
+    for name, result in methods.items():
+        if result.config is not None:
+            yield name, json.dumps(result.config, ensure_ascii=False)
 
 
 def _render(page: _Page) -> str:
