@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands.add_parser)
     _add_meta_train(commands.add_parser)
     _add_report(commands.add_parser)
+    _add_watch(commands.add_parser)
     return top
 
 
@@ -119,6 +120,21 @@ def _add_report(add_parser: _AddParser) -> None:
     )
     command.add_argument("folder", metavar="DIR", help="where the files are")
     command.add_argument("--out", metavar="FILE", help="the page; DIR/report.html if left out")
+
+
+def _add_watch(add_parser: _AddParser) -> None:
+    command = add_parser(
+        "watch",
+        help="show the page of a run while it goes on",
+        description="Serve the page of a folder, as `report` makes it, to this machine alone, and "
+        "refresh it while rows are written. Start it before the run, during it or after; Ctrl-C "
+        "ends it. Of a run on another machine: ssh -L 8765:localhost:8765 there.",
+        formatter_class=_Help,
+    )
+    command.add_argument("folder", metavar="DIR", help="where the files are, or will be")
+    command.add_argument(
+        "--port", type=_at_least(0), default=8765, help="to listen at; 0 for any that is free"
+    )
 
 
 class _Parser(argparse.ArgumentParser):

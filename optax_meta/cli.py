@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the arguments are known to be good."""
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -69,6 +70,20 @@ def _report(options: argparse.Namespace) -> int:
     from optax_meta.reports import folder as reports
 
     print(f"Report: {reports.rebuild_report(options.folder, options.out)}")  # noqa: T201
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    _require("watch", "report", "matplotlib", "jinja2")
+    # Whoever looks on must not take the accelerator's memory from the run.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from optax_meta.reports import watching
+
+    with watching.server(options.folder, options.port) as server:
+        address = f"http://{watching.LOOPBACK}:{server.server_address[1]}/"
+        print(f"Watching {options.folder} at {address} until Ctrl-C", flush=True)  # noqa: T201
+        with contextlib.suppress(KeyboardInterrupt):  # the way it ends
+            server.serve_forever()
     return 0
 
 
@@ -236,4 +251,5 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "compare": _compare,
     "meta-train": _meta_train,
     "report": _report,
+    "watch": _watch,
 }

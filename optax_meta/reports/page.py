@@ -28,6 +28,7 @@ class _Page(NamedTuple):
         note: where the numbers are.
         table: a ranking; None for a page of one run.
         seeds: how many its intervals are over.
+        is_live: whether it asks for itself again.
     """
 
     title: str
@@ -37,10 +38,11 @@ class _Page(NamedTuple):
     note: str
     table: Table | None = None
     seeds: int = 0
+    is_live: bool = False
 
 
-def comparison_page(comparison: Comparison) -> str:
-    """Return the page of a comparison."""
+def comparison_page(comparison: Comparison, *, is_live: bool = False) -> str:
+    """Return the page of a comparison; `is_live` as for the others."""
     return _render(
         _Page(
             title=f"{comparison.task}: {len(comparison.methods)} methods, {comparison.optimizer} "
@@ -53,17 +55,19 @@ def comparison_page(comparison: Comparison) -> str:
             "Beside a method stands the config of its first seed, for optax_meta.from_config.",
             table=result_table(comparison),
             seeds=comparison.seeds,
+            is_live=is_live,
         )
     )
 
 
-def run_page(name: str, file: str, rows: Sequence[Row]) -> str:
+def run_page(name: str, file: str, rows: Sequence[Row], *, is_live: bool = False) -> str:
     """Return the page of one method's runs.
 
     Args:
         name: of the runs.
         file: that the rows come from.
         rows: one a step.
+        is_live: whether the page asks for itself again, as `optax-meta watch` serves it.
 
     Raises:
         ValueError: they are no rows of steps.
@@ -82,17 +86,19 @@ def run_page(name: str, file: str, rows: Sequence[Row]) -> str:
             pictures=list(run_pictures({name: result})),
             setting=[("file", file), ("steps", str(steps)), ("runs", str(seeds))],
             note="Made from the rows of this file alone.",
+            is_live=is_live,
         )
     )
 
 
-def log_page(name: str, file: str, rows: Sequence[Row]) -> str:
+def log_page(name: str, file: str, rows: Sequence[Row], *, is_live: bool = False) -> str:
     """Return the page of a meta-training, running or not.
 
     Args:
         name: of the run.
         file: that the rows come from.
         rows: one an update.
+        is_live: as for `run_page`.
 
     Example:
         >>> rows = [{"update": 1, "fall/mlp": 0.5}]
@@ -107,6 +113,30 @@ def log_page(name: str, file: str, rows: Sequence[Row]) -> str:
             pictures=list(log_pictures(rows)),
             setting=[("updates", str(done)), ("file", file)],
             note=f"Made from {file} alone, while the run goes on or after it.",
+            is_live=is_live,
+        )
+    )
+
+
+def waiting_page(name: str, why: str) -> str:
+    """Return the page of a run that has not written a row yet, which asks for itself again.
+
+    Args:
+        name: of the run.
+        why: there is nothing to show.
+
+    Example:
+        >>> "no row yet" in optax_meta.reports.page.waiting_page("mine", "no row yet")
+        True
+    """
+    return _render(
+        _Page(
+            title=f"Waiting: {name}",
+            verdict="Nothing to show yet. This page shows the run as soon as there is something.",
+            pictures=[],
+            setting=[("what is missing", why)],
+            note="",
+            is_live=True,
         )
     )
 
@@ -137,12 +167,13 @@ def _render(page: _Page) -> str:
     environment = Environment(
         loader=PackageLoader("optax_meta", "reports"), autoescape=select_autoescape(default=True)
     )
+    scripts = ["ticks.js", "report.js", *(["live.js"] if page.is_live else [])]
     return environment.get_template("report.html.jinja").render(
         page=page,
         data=charts.embed(list(_charts(page.pictures))),
         # Read as text, not as templates: braces mean something else in there.
         style=_asset("report.css"),
-        script=_asset("ticks.js") + _asset("report.js"),
+        script="".join(map(_asset, scripts)),
     )
 
 
