@@ -56,9 +56,9 @@ def train(optimizer: Any, rounds: int, seed: int) -> float:
             log_probs, _ = ask(params, games[0])
             action = jax.random.categorical(key, log_probs)[:, None]
             step_keys = jax.random.split(key, ENVS)
-            *after, reward, done, _ = jax.vmap(ENV.step)(step_keys, games[1], action[:, 0])
+            *after, reward, fell, cut, _ = jax.vmap(ENV.step)(step_keys, games[1], action[:, 0])
             old = jnp.take_along_axis(log_probs, action, axis=1)
-            return after, (games[0], action, old, reward, done)
+            return after, (games[0], action, old, reward, fell | cut)
 
         play_key, learn_key = jax.random.split(key)
         play_keys = jax.random.split(play_key, LENGTH)

@@ -5,6 +5,7 @@ Needs the extra `report`.
 
 import hashlib
 import os
+import re
 import threading
 import time
 from http import HTTPStatus
@@ -119,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # A page of another site may have its name lead here, and must not read what is trained.
-        if self.headers.get("Host", LOOPBACK).rpartition(":")[0] not in _NAMES:
+        if re.sub(r":\d+$", "", self.headers.get("Host", LOOPBACK)) not in _NAMES:
             self.send_error(HTTPStatus.FORBIDDEN, "Ask by the name 127.0.0.1 or localhost")
         elif self.path.partition("?")[0] != "/":
             self.send_error(HTTPStatus.NOT_FOUND)
