@@ -16,6 +16,8 @@ from optax_meta.by_hand import unfreeze as unfreeze
 from optax_meta.checkpoints import available_policies as available_policies
 from optax_meta.checkpoints import load_policy as load_policy
 from optax_meta.checkpoints import save_policy as save_policy
+from optax_meta.configs import from_config as from_config
+from optax_meta.configs import to_config as to_config
 from optax_meta.controllers.annealed import annealed as annealed
 from optax_meta.controllers.calibrated import calibrated as calibrated
 from optax_meta.controllers.constant import constant as constant

@@ -4,10 +4,11 @@ Nothing heavy is imported here, so that help and errors come at once.
 """
 
 import argparse
+import json
 import math
 import textwrap
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import optax_meta
 
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands.add_parser)
     _add_meta_train(commands.add_parser)
     _add_report(commands.add_parser)
+    _add_watch(commands.add_parser)
     return top
 
 
@@ -52,6 +54,14 @@ def _add_compare(add_parser: _AddParser) -> None:
         type=_names,
         default=",".join(METHODS),
         help=f"comma-separated, out of: {', '.join(METHODS)}",
+    )
+    command.add_argument(
+        "--controller",
+        type=_config,
+        action="append",
+        metavar="NAME=JSON",
+        help="one more method: the config of a controller, as in "
+        """'mine={"controller": "plateau", "factor": 0.5}'; may be given several times""",
     )
     command.add_argument("--steps", type=_at_least(1), default=500, help="steps in a run")
     command.add_argument("--seeds", type=_at_least(2), default=10, help="runs of each method")
@@ -112,6 +122,21 @@ def _add_report(add_parser: _AddParser) -> None:
     command.add_argument("--out", metavar="FILE", help="the page; DIR/report.html if left out")
 
 
+def _add_watch(add_parser: _AddParser) -> None:
+    command = add_parser(
+        "watch",
+        help="show the page of a run while it goes on",
+        description="Serve the page of a folder, as `report` makes it, to this machine alone, and "
+        "refresh it while rows are written. Start it before the run, during it or after; Ctrl-C "
+        "ends it. Of a run on another machine: ssh -L 8765:localhost:8765 there.",
+        formatter_class=_Help,
+    )
+    command.add_argument("folder", metavar="DIR", help="where the files are, or will be")
+    command.add_argument(
+        "--port", type=_at_least(0), default=8765, help="to listen at; 0 for any that is free"
+    )
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
@@ -138,6 +163,14 @@ def _names(text: str) -> list[str]:
             f"unknown method {(unknown or [text])[0]!r}: choose from {', '.join(METHODS)}"
         )
     return names
+
+
+def _config(text: str) -> tuple[str, Any]:
+    name, _, config = text.partition("=")
+    try:
+        return name, json.loads(config)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be NAME=JSON, got {text!r}") from None
 
 
 def _at_least(least: int) -> Callable[[str], int]:

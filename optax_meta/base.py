@@ -82,6 +82,7 @@ class Controller(NamedTuple):
         is_incremental: whether it moves the values that it is given, as a policy does, rather than
             setting them. A wrapper that clips gives such a one back what was left, lest its values
             wander off to where the optimizer does not follow.
+        origin: the call that made it, for `optax_meta.to_config`; None for one written by hand.
 
     Example:
         >>> def halve(metrics, state, hyperparams):
@@ -106,6 +107,7 @@ class Controller(NamedTuple):
     default_start: Mapping[str, float] = {}
     decisions_per_run: int = 0
     is_incremental: bool = False
+    origin: "Origin | None" = None
 
     def next_due(self, step: Step) -> Step:
         """Return the first step after this one at which a decision is due.
@@ -190,6 +192,20 @@ class Controller(NamedTuple):
         if name in by_hand:
             new = jnp.clip(new, *(bound.astype(new.dtype) for bound in by_hand[name]))
         return jnp.clip(new, *self.bounds[name]) if name in self.bounds else new
+
+
+class Origin(NamedTuple):
+    """The call that a controller came from.
+
+    Attributes:
+        factory: name of the function.
+        arguments: those that were given, by name.
+        made: what it returned, to tell what was replaced since.
+    """
+
+    factory: str
+    arguments: Mapping[str, Any]
+    made: Controller
 
 
 class EncoderInit(Protocol):

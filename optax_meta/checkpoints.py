@@ -35,7 +35,6 @@ _LARGEST_FILE = 64 * 2**20
 _LARGEST_PARAM = 1e4
 _LARGEST_LOGIT = 1e30
 _LARGEST_COUNT = 10**6
-_MOVES = {"scale": actions.scale, "add": actions.add, "log": actions.log_step}
 _SHIPPED = Path(__file__).parent / "pretrained"
 _SUFFIX = ".policy"
 
@@ -197,10 +196,7 @@ def _card(policy: Policy, network: PolicyNetwork, params: np.ndarray) -> dict[st
         "format": FORMAT,
         "encoder": {"name": policy.encoder.name, "config": dict(policy.encoder.config)},
         "features": list(policy.encoder.features),
-        "action_space": {
-            "factored": policy.action_space.factored,
-            "moves": [move._asdict() for move in policy.action_space.moves],
-        },
+        "action_space": actions.card_of(policy.action_space),
         # A list, since their order is part of what they do, and JSON objects have none.
         "wrappers": [
             {"name": name, **{k: None if v == math.inf else v for k, v in options.items()}}
@@ -297,11 +293,7 @@ def _restore(card: dict[str, Any], params: np.ndarray, encoder: Encoder | None) 
 
 
 def _action_space(card: dict[str, Any]) -> ActionSpace:
-    moves = [
-        _MOVES[move["kind"]](move["hyperparam"], move["amounts"], bounds=move["bounds"])
-        for move in card["moves"]
-    ]
-    space = (actions.factored if card["factored"] else actions.joint)(*moves)
+    space = actions.space_of(card)
     if space.num_actions > 10_000:
         raise ValueError("its action space must have at most 10000 actions")
     return space

@@ -1,12 +1,15 @@
 """What arguments must satisfy, checked when a factory is called."""
 
 import math
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+_T = TypeVar("_T")
 
 Number: TypeAlias = Any
 """A Python number, or a scalar array that may be traced."""
@@ -169,3 +172,42 @@ def _is_whole(number: Any, least: int) -> bool:
         return is_int and (isinstance(number, Tracer) or int(number) >= least)
     is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
     return is_int and bool(number >= least)
+
+
+def chosen(kind: str, choices: Mapping[str, _T], name: object) -> _T:
+    """Return what a name stands for.
+
+    Args:
+        kind: what is chosen, for the message.
+        choices: what there is, by name.
+        name: which of them.
+
+    Raises:
+        ValueError: it is none of them.
+
+    >>> chosen("mode", {"min": 1, "max": -1}, "least")
+    Traceback (most recent call last):
+    ValueError: unknown mode 'least': choose from min, max
+    """
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(choices)}")
+    return choices[name]
+
+
+def check_known(name: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse arguments that a function does not have.
+
+    Args:
+        name: of the function, for the message.
+        given: names of arguments.
+        known: those that it has.
+
+    Raises:
+        ValueError: one is another.
+
+    >>> check_known("plateau", ["patiance"], ["factor", "patience"])
+    Traceback (most recent call last):
+    ValueError: `plateau` has no argument `patiance`: choose from factor, patience
+    """
+    if unknown := [option for option in given if option not in known]:
+        raise ValueError(f"`{name}` has no argument `{unknown[0]}`: choose from {', '.join(known)}")

@@ -1,6 +1,8 @@
 """The command line. Nothing heavy is imported before the arguments are known to be good."""
 
 import argparse
+import contextlib
+import json
 import os
 import shlex
 import sys
@@ -71,6 +73,20 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _watch(options: argparse.Namespace) -> int:
+    _require("watch", "report", "matplotlib", "jinja2")
+    # Whoever looks on must not take the accelerator's memory from the run.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from optax_meta.reports import watching
+
+    with watching.server(options.folder, options.port) as server:
+        address = f"http://{watching.LOOPBACK}:{server.server_address[1]}/"
+        print(f"Watching {options.folder} at {address} until Ctrl-C", flush=True)  # noqa: T201
+        with contextlib.suppress(KeyboardInterrupt):  # the way it ends
+            server.serve_forever()
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     _require("compare", "report", "rich", "sklearn", "scipy", "matplotlib", "jinja2")
     from optax_meta.reports import folder as reports
@@ -97,10 +113,11 @@ def _comparison(options: argparse.Namespace, show: "Show") -> "tuple[Comparison,
     """Return what was found until the end or Ctrl-C, and whether it was the latter."""
     from optax_meta.meta import evaluation
 
+    methods = {name: name for name in options.methods} | dict(options.controller or [])
     try:
         comparison = evaluation.compare(
             options.task,
-            options.methods,
+            methods,
             learning_rate=options.lr,
             steps=options.steps,
             seeds=options.seeds,
@@ -119,6 +136,8 @@ def _command(options: argparse.Namespace) -> str:
     parts = ["optax-meta", "compare", "--task", options.task, "--methods", methods]
     for name in ("steps", "seeds", "lr", "out"):
         parts += [f"--{name}", str(getattr(options, name))]
+    for name, config in options.controller or []:
+        parts += ["--controller", f"{name}={json.dumps(config)}"]
     return shlex.join(parts)
 
 
@@ -232,4 +251,5 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "compare": _compare,
     "meta-train": _meta_train,
     "report": _report,
+    "watch": _watch,
 }

@@ -5,7 +5,9 @@ the later one saw a step that was not finite. A reward of one's own is any such 
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +54,7 @@ def improvement(*, cost_weight: float = 0.1, bound: float = 10.0) -> Reward:
     if not (isinstance(cost_weight, jax.Array) or math.isfinite(cost_weight)):
         raise ValueError(f"`cost_weight` must be finite, got {cost_weight}")
 
-    def reward(before: Metrics, after: Metrics) -> jax.Array:
-        gain = (before.value - after.value) + cost_weight * (before.cost - after.cost)
-        return _bounded(gain, after, bound)
-
-    return reward
+    return partial(_improvement, cost_weight=cost_weight, bound=bound)
 
 
 def log_improvement(*, floor: float = 1e-8, bound: float = 1.0) -> Reward:
@@ -79,11 +77,7 @@ def log_improvement(*, floor: float = 1e-8, bound: float = 1.0) -> Reward:
     if not 0.0 < floor < float("inf"):
         raise ValueError(f"`floor` must be positive and finite, got {floor}")
 
-    def reward(before: Metrics, after: Metrics) -> jax.Array:
-        before_log, after_log = (jnp.log(jnp.maximum(m.value, floor)) for m in (before, after))
-        return _bounded(before_log - after_log, after, bound)
-
-    return reward
+    return partial(_log_improvement, floor=floor, bound=bound)
 
 
 def relative_improvement(*, bound: float = 1.0) -> Reward:
@@ -106,12 +100,53 @@ def relative_improvement(*, bound: float = 1.0) -> Reward:
     """
     _check_bound(bound)
 
-    def reward(before: Metrics, after: Metrics) -> jax.Array:
-        old, new = before.value / 2.0, after.value / 2.0
-        total = jnp.abs(old) + jnp.abs(new)
-        return _bounded(2.0 * (old - new) / jnp.where(total > 0.0, total, 1.0), after, bound)
+    return partial(_relative_improvement, bound=bound)
 
-    return reward
+
+REWARDS: Mapping[str, Callable[..., Reward]] = {
+    "improvement": improvement,
+    "log_improvement": log_improvement,
+    "relative_improvement": relative_improvement,
+}
+"""Rewards that a config can name, each with its keyword arguments."""
+
+
+def card_of(reward: Reward) -> dict[str, Any] | None:
+    """Return name and arguments of a reward of this file, None for another, JSON values.
+
+    Args:
+        reward: any.
+
+    Example:
+        >>> card_of(log_improvement(bound=2.0))
+        {'name': 'log_improvement', 'floor': 1e-08, 'bound': 2.0}
+    """
+    if not isinstance(reward, partial) or reward.func not in _NAMES:
+        return None
+    return {"name": _NAMES[reward.func], **reward.keywords}
+
+
+def _improvement(before: Metrics, after: Metrics, *, cost_weight: float, bound: float) -> jax.Array:
+    gain = (before.value - after.value) + cost_weight * (before.cost - after.cost)
+    return _bounded(gain, after, bound)
+
+
+def _log_improvement(before: Metrics, after: Metrics, *, floor: float, bound: float) -> jax.Array:
+    before_log, after_log = (jnp.log(jnp.maximum(m.value, floor)) for m in (before, after))
+    return _bounded(before_log - after_log, after, bound)
+
+
+def _relative_improvement(before: Metrics, after: Metrics, *, bound: float) -> jax.Array:
+    old, new = before.value / 2.0, after.value / 2.0
+    total = jnp.abs(old) + jnp.abs(new)
+    return _bounded(2.0 * (old - new) / jnp.where(total > 0.0, total, 1.0), after, bound)
+
+
+_NAMES: Mapping[Callable[..., Any], str] = {
+    _improvement: "improvement",
+    _log_improvement: "log_improvement",
+    _relative_improvement: "relative_improvement",
+}
 
 
 def _bounded(reward: jax.Array, after: Metrics, bound: float) -> jax.Array:

@@ -1,14 +1,17 @@
 """The three pages in a real browser: what a reader sees, and can do."""
 
+import contextlib
 import json
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
 from made_up import ACTIONS, METHODS, comparison
 
 from optax_meta.reports import folder as reports
+from optax_meta.reports import watching
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -335,3 +338,50 @@ def test_lines_of_one_point_are_dots_and_updates_are_whole(visit):
     chart = chart_of(visit("young"), "fall")
     assert chart.locator("circle.dot").count() == 3
     assert ticks(chart)[:3] == ["1", "2", "3"]
+
+
+@pytest.fixture
+def watched(tmp_path, browser, monkeypatch):
+    """Watch an empty folder; return the tab, the file to be, and what ends the server."""
+    monkeypatch.setattr(watching, "_LARGEST_SHARE", 10.0)  # tests do not wait
+    server = watching.server(tmp_path, 0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    tab, problems = browser.new_context().new_page(), []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+    yield tab, tmp_path / "steps.jsonl", lambda: (server.shutdown(), server.server_close())
+    with contextlib.suppress(OSError):
+        server.shutdown()
+        server.server_close()
+    thread.join()
+    tab.context.close()
+    assert problems == []
+
+
+def test_a_watched_page_follows_its_run(watched, pages):
+    tab, file, end = watched
+    expect = playwright.expect
+    expect.set_options(timeout=60_000)  # it asks every two seconds
+    rows = (pages["comparison"].parent / "records" / "learned.jsonl").read_text().splitlines(True)
+    verdict = tab.locator("#verdict")
+    expect(verdict).to_contain_text("Nothing to show yet")
+    with file.open("w") as out:
+        out.write("".join(rows[:50]) + rows[50][:30])  # half a line
+        out.flush()
+        expect(verdict).to_have_text("50 steps, 1 run.")  # loaded anew, now with charts
+        chart = chart_of(tab, "loss")
+        chart.locator(".plot > svg").press("+")
+        zoomed, rate = ticks(chart)[:6], chart_of(tab, "learning_rate")
+        tab.locator("img").first.evaluate("image => { window.earlier = image.src; }")
+        out.write(rows[50][30:] + "".join(rows[51:400]))
+        out.flush()
+        expect(verdict).to_have_text("400 steps, 1 run.")
+        expect(tab.locator("#live")).to_contain_text("Live. Last change at")
+    assert ticks(chart)[:6] == zoomed  # what the reader chose stays
+    assert "400" in ticks(rate)  # where nothing was chosen the whole is shown
+    assert tab.locator("img").first.evaluate(
+        "image => image.src !== window.earlier && image.complete"
+    )
+    end()
+    expect(tab.locator("#live")).to_contain_text("Not live")

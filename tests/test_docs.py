@@ -72,11 +72,23 @@ def arguments(value):
     return tuple(name for name in inspect.get_annotations(value) if name not in ("parent", "name"))
 
 
+class _Finder(doctest.DocTestFinder):
+    """Finds also what a decorator of another module has wrapped."""
+
+    def _from_module(self, module, object):  # noqa: A002
+        return super()._from_module(module, inspect.unwrap(object))
+
+
+def test_a_decorated_function_is_found():
+    found = _Finder().find(importlib.import_module("optax_meta.controllers.plateau"))
+    assert "optax_meta.controllers.plateau.plateau" in {example.name for example in found}
+
+
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.filterwarnings("ignore:More than 20 figures")
 def test_docstring_examples(name):
     module = importlib.import_module(name)
-    finder = doctest.DocTestFinder(exclude_empty=True)
+    finder = _Finder(exclude_empty=True)
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     for example in finder.find(module, extraglobs=GLOBALS):
         runner.run(example)

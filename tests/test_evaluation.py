@@ -230,12 +230,17 @@ def test_ctrl_c_after_two_seeds_leaves_a_partial_report(tmp_path, monkeypatch, c
         return timed(runner, seed)
 
     monkeypatch.setattr(running, "timed", interrupt)
+    config = {"controller": "warmup", "steps": 5}
     arguments = ["--task", "quadratic", "--steps", "20", "--seeds", "4", "--methods", "constant"]
-    assert cli.main(["compare", *arguments, "--out", str(tmp_path)]) == 130
+    given = ["--controller", f"mine={json.dumps(config)}", "--out", str(tmp_path)]
+    assert cli.main(["compare", *arguments, *given]) == 130
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert runs["mine"]["config"] == config
     assert "Stopped early: 2 of 4 seeds are finished" in (tmp_path / "report.html").read_text()
     error = capsys.readouterr().err
     assert "seeds 2 … 3 are left out" in error
     assert "optax-meta compare --task quadratic --methods constant --steps 20 --seeds 4" in error
+    assert f"--controller 'mine={json.dumps(config)}'" in error
 
 
 def test_ctrl_c_before_two_seeds_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -261,6 +266,16 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_bad_configs_are_refused_before_anything_is_compiled(tmp_path, capsys):
+    for config, message in {
+        '{"controller": "plat"}': "unknown controller 'plat': choose from constant",
+        "3": "`methods` must be Controllers, got int",
+    }.items():
+        assert cli.main(["compare", f"--controller=mine={config}", "--out", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -270,6 +285,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
         (["--seeds", "one"], "must be a whole number ≥ 2, got 'one'"),
         (["--lr", "-1"], "must lie in [1e-8, 10], got '-1'"),
         (["--lr", "1e-9"], "must lie in [1e-8, 10], got '1e-9'"),
+        (["--controller", "mine=plateau"], "must be NAME=JSON, got 'mine=plateau'"),
         (["--out", "/proc/nowhere"], "cannot write to `/proc/nowhere`"),
     ],
 )

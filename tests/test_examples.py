@@ -1,6 +1,7 @@
 """Examples: each short, each run with a tiny budget; those of Flax beside their own tests."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -135,3 +136,35 @@ def test_a_meta_trained_policy_is_saved_and_used(tmp_path):
     assert "update 5: the log-loss of a run falls by" in lines[0]
     assert np.all(np.isfinite([losses["constant"], losses["mine"]]))
     assert losses["mine"] != losses["constant"]
+
+
+STEPS = {"accumulation": 8, "equinox_model": 4, "fine_tuning": 8, "gan": 8, "group_ratios": 8}
+STEPS |= {"loss_scaling": 8, "nnx_lora": 4, "ppo": 2}
+NEEDED = {"equinox_model": "equinox", "loss_scaling": "jmp", "ppo": "gymnax"}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_loop_is_run_beside_its_stock_schedule(name, capsys):
+    pytest.importorskip(NEEDED.get(name, "jax"), reason=f"pip install {NEEDED.get(name)}")
+    figures = importlib.import_module(name).main(steps=STEPS[name])
+    assert np.all(np.isfinite([*figures.values()]))
+    assert any("any-lr-v2" in figure for figure in figures)
+    assert any("any-lr-v2" not in figure for figure in figures)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    if name == "accumulation":  # what `total_steps` counts
+        assert [line.rpartition(", ")[2] for line in lines[1:]] == ["2 steps seen", "8 steps seen"]
+    if name == "loss_scaling":
+        assert all(int(line.split(", ")[1].split()[0]) > 0 for line in lines)
+
+
+def test_a_group_gets_its_ratio_of_the_one_rate():
+    import group_ratios as example
+
+    tx = optax_meta.control_hyperparams(example.layer_wise, optax_meta.constant())
+    params = example.MODEL.init(jax.random.key(0), example.IMAGES[:1])
+    tx, grads = tx(learning_rate=0.1), jax.tree.map(np.ones_like, params)
+    updates, opt_state = tx.update(grads, tx.init(params), params)
+    assert optax_meta.record(opt_state).hyperparams == {"learning_rate": np.float32(0.1)}
+    for layer, ratio in example.LAYERS.items():
+        np.testing.assert_allclose(updates["params"][layer]["bias"], -0.1 * ratio, rtol=1e-5)

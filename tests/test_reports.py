@@ -1,5 +1,6 @@
 """Pages made from files alone; `test_browser.py` looks at them in a browser."""
 
+import html
 import json
 import re
 
@@ -69,6 +70,16 @@ def test_a_comparison_is_read_back_as_it_was(comparison, folder, tmp_path):
     assert charts_of(page) == charts_of(first)
     read = files.read_comparison(folder)
     assert evaluation.summarize(read) == evaluation.summarize(comparison)
+
+
+def test_a_page_says_what_makes_each_controller_again(comparison, folder, tmp_path):
+    config = files.read_comparison(folder).methods["reinforce"].config
+    assert config == comparison.methods["reinforce"].config
+    assert optax_meta.to_config(optax_meta.from_config(config)) == config
+    assert html.unescape(json.dumps(config)) in html.unescape((folder / "report.html").read_text())
+    by_hand = comparison.methods["reinforce"]._replace(config=None)
+    reports.write_report(comparison._replace(methods={"mine": by_hand}), tmp_path)
+    assert files.read_comparison(tmp_path).methods["mine"].config is None
 
 
 def test_decisions_are_explained(folder, comparison):

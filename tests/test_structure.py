@@ -12,14 +12,14 @@ from optax_meta.meta import evaluation, runs
 PACKAGE = Path(optax_meta.__file__).parent
 FLOORS = [
     {"lazy", "metrics", "checks", "policy_gradient", "train_state", "spikes"},
-    {"base", "horizon", "tracking"},
+    {"base", "horizon", "origins", "tracking"},
     {"geometry", "sampling"},
     {"guards", "measuring", "snapshots"},
     {"observations", "actions", "rewards", "injection", "state", "by_hand"},
     {"deciding", "averaging"},
     {"transform"},
     {"policies", "recording", "writers"},
-    {"controllers", "checkpoints"},
+    {"controllers", "checkpoints", "configs"},
     {"meta"},
     {"reports"},
     {"arguments"},

@@ -505,7 +505,9 @@ def test_wrappers_compose_around_anything():
 
 
 def test_a_calibrated_rule_needs_no_start():
-    controller = calibrated(optax_meta.plateau(factor=0.5, patience=30), share=0.3, growing_share=0.3)
+    controller = calibrated(
+        optax_meta.plateau(factor=0.5, patience=30), share=0.3, growing_share=0.3
+    )
     tx = optax_meta.control_hyperparams(optax.adam, controller)()
     x = jnp.linspace(1.0, 2.0, 8)
     state = tx.init(x)

@@ -5,6 +5,8 @@ steps in log-space. An `ActionSpace` combines moves; an action is one integer th
 of every move, counted like `numpy.unravel_index` (the last move varies fastest).
 """
 
+from optax_meta.actions.cards import card_of as card_of
+from optax_meta.actions.cards import space_of as space_of
 from optax_meta.actions.moves import Move as Move
 from optax_meta.actions.moves import add as add
 from optax_meta.actions.moves import check_bounds as check_bounds

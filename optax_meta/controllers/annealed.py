@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
 from optax_meta.checks import Number, check_numbers, check_whole, is_set
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 
 
 class AnnealedState(NamedTuple):
@@ -34,6 +35,7 @@ class _Annealing(NamedTuple):
     hyperparam: str
 
 
+@keep_origin
 def annealed(
     controller: Controller,
     *,

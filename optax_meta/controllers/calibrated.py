@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
 from optax_meta.checks import Number, check_number, check_numbers, check_whole, is_set
 from optax_meta.metrics import USUAL_RATE, Metrics
+from optax_meta.origins import keep_origin
 
 RATE, DECAY = "learning_rate", "weight_decay"
 _USUAL_DECAY = 1e-4
@@ -65,6 +66,7 @@ class _Calibration(NamedTuple):
     span: Number
 
 
+@keep_origin
 def calibrated(
     controller: Controller,
     *,
@@ -229,7 +231,6 @@ def _ahead(metrics: Metrics, ahead: jax.Array) -> jax.Array:
     changed = jnp.clip(ahead * jnp.exp(change), _LEAST_FACTOR, 1.0)
     has_moved = (metrics.step >= _SETTLING) & (metrics.num_moves > 0.0)
     return jnp.where(has_moved, changed, ahead)
-
 
 
 def _share(setting: _Calibration, metrics: Metrics, growth: jax.Array) -> jax.Array:

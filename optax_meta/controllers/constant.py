@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from optax_meta.base import Controller
+from optax_meta.origins import keep_origin
 
 
+@keep_origin
 def constant(
     *, hyperparams: Sequence[str] = ("learning_rate",), guards_nonfinite: bool = False
 ) -> Controller:

@@ -5,8 +5,10 @@ from optax_meta.checks import Number
 from optax_meta.controllers.annealed import annealed
 from optax_meta.controllers.calibrated import calibrated
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 
 
+@keep_origin
 def distance(
     *,
     share: Number = 0.4,

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from optax_meta.actions import check_bounds
 from optax_meta.base import Bounds, Controller, Hyperparams, State
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 
 
+@keep_origin
 def hypergradient(
     *,
     step_size: float = 0.1,

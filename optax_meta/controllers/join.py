@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from optax_meta.base import NEVER, Bounds, Controller, Hyperparams, Step
 from optax_meta.checks import Number, is_set
 from optax_meta.metrics import Metrics, with_progress
+from optax_meta.origins import keep_origin
 from optax_meta.recording import StagesState
 
 
+@keep_origin
 def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Controller:
     """Run controllers one after the other, as `optax.join_schedules` does schedules.
 

@@ -12,6 +12,7 @@ from optax_meta.checkpoints import as_policy
 from optax_meta.checks import Number, check_seed
 from optax_meta.controllers.wrapping import wrapped
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 from optax_meta.policies import Policy, Wrappers, draw
 from optax_meta.recording import Decision, DecisionState
 
@@ -28,6 +29,7 @@ class LearnedState(NamedTuple):
     decision: DecisionState
 
 
+@keep_origin
 def learned(
     policy: Policy | str | os.PathLike[str],
     *,

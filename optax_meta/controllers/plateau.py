@@ -10,6 +10,7 @@ import numpy as np
 from optax_meta.base import Controller, Hyperparams
 from optax_meta.checks import check_whole
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 
 # Finite, since an infinity in the state would trip `jax_debug_infs`.
 _NO_VALUE = float(np.finfo(np.float32).max)
@@ -28,6 +29,7 @@ class PlateauState(NamedTuple):
     num_bad: jax.Array
 
 
+@keep_origin
 def plateau(
     *,
     factor: float = 0.1,

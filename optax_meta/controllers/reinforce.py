@@ -17,6 +17,7 @@ from optax_meta.checkpoints import as_policy
 from optax_meta.checks import Number, check_seed, check_whole
 from optax_meta.controllers.wrapping import EVERY_GOOD_RUN, wrapped
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 from optax_meta.policies import Policy, Start, Wrappers, draw, init_policy
 from optax_meta.recording import Decision, DecisionState
 from optax_meta.rewards import Reward
@@ -59,6 +60,7 @@ class _Learner(NamedTuple):
     train_every: int
 
 
+@keep_origin
 def reinforce(
     policy: Policy | str | os.PathLike[str] | None = None,
     *,

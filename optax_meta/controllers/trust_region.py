@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
 from optax_meta.checks import Number, check_number, check_numbers, is_set
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 
 _LARGEST_JUMP = 1e3
 """A bound is this many times the present value at most, however short the last move was."""
@@ -39,6 +40,7 @@ class _Region(NamedTuple):
     hyperparam: str
 
 
+@keep_origin
 def trust_region(
     controller: Controller,
     *,

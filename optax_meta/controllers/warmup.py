@@ -10,8 +10,10 @@ from optax_meta.checks import check_whole
 from optax_meta.controllers.join import join
 from optax_meta.controllers.plateau import plateau
 from optax_meta.metrics import Metrics
+from optax_meta.origins import keep_origin
 
 
+@keep_origin
 def warmup(steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_rate") -> Controller:
     """Raise the learning rate linearly to its starting value over the first steps.
 
@@ -60,6 +62,7 @@ def warmup(steps: int, *, init_scale: float = 0.0, hyperparam: str = "learning_r
     )
 
 
+@keep_origin
 def warmup_plateau(
     warmup_steps: int, *, init_scale: float = 0.0, **plateau_options: Any
 ) -> Controller:

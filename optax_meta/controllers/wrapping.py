@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from optax_meta.base import Controller
+from optax_meta.checks import check_known, chosen
 from optax_meta.controllers.annealed import annealed
 from optax_meta.controllers.calibrated import calibrated
 from optax_meta.controllers.trust_region import trust_region
@@ -57,12 +58,8 @@ def wrapped(controller: Controller, wrappers: Wrappers) -> Controller:
             f"{wrappers!r}"
         )
     for name, options in wrappers.items():
-        if name not in WRAPPERS:
-            raise ValueError(f"unknown wrapper {name!r}: choose from {', '.join(WRAPPERS)}")
+        wrapper = chosen("wrapper", WRAPPERS, name)
         known = [n for n in OPTIONS[name] if n != "total_steps"]  # passed to the policy itself
-        if unknown := [option for option in options if option not in known]:
-            raise ValueError(
-                f"`{name}` has no argument `{unknown[0]}`: choose from {', '.join(known)}"
-            )
-        controller = WRAPPERS[name](controller, **options)
+        check_known(name, options, known)
+        controller = wrapper(controller, **options)
     return controller

@@ -171,6 +171,7 @@ def _run(result: MethodResult) -> rows.Run:
         "seconds": result.seconds.tolist(),
         "action_labels": result.action_labels,
         "features": result.features,
+        "config": result.config,
     }
 
 

@@ -5,12 +5,16 @@ Needs the extra `report`.
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from optax_meta import writers
 from optax_meta.meta.evaluation import Comparison
 from optax_meta.recording import Row
 from optax_meta.reports import files, page
+
+Read = Callable[[Path], list[Row]]
+"""How the rows of a file are read."""
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
@@ -112,13 +116,47 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
         raise ValueError(f"`{folder}` must be a folder{hint}")
     path = folder / "report.html" if out is None else Path(out)
     check_folder(path.parent)
-    text = _page_of(folder)
+    text = page_of(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _cannot_write(path, error) from error
     return path
+
+
+def page_of(folder: Path, *, read: Read = writers.read_rows, is_live: bool = False) -> str:
+    """Return the page of the files in a folder.
+
+    Args:
+        folder: as for `rebuild_report`.
+        read: the rows of a file, by its path.
+        is_live: whether the page asks for itself again, as `optax-meta watch` serves it.
+
+    Raises:
+        ValueError: the folder holds no such files, or one of them cannot be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> optax_meta.reports.folder.page_of(Path("/proc"))
+        Traceback (most recent call last):
+        ValueError: `/proc` must hold results.json ...
+    """
+    source = _source(folder)
+    if source is None:
+        logs = len(list(folder.glob("*.jsonl")))
+        raise ValueError(
+            f"`{folder}` must hold results.json (of `optax-meta compare`), log.jsonl (of "
+            f"`optax-meta meta-train`) or one file of step rows, got {logs} *.jsonl{_hint(folder)}"
+        )
+    if source.name == "results.json":
+        return page.comparison_page(files.read_comparison(folder), is_live=is_live)
+    rows = read(source)
+    try:
+        return _page_of_rows(source, rows, is_live=is_live)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        kinds = "rows of steps or of updates"
+        raise ValueError(f"`{source}` must hold {kinds}: {files.reason(error)}") from error
 
 
 def _replace(new: Path, folder: Path, comparison: Comparison) -> None:
@@ -130,29 +168,11 @@ def _replace(new: Path, folder: Path, comparison: Comparison) -> None:
         path.replace(folder / path.relative_to(new))
 
 
-def _page_of(folder: Path) -> str:
-    source = _source(folder)
-    if source is None:
-        logs = len(list(folder.glob("*.jsonl")))
-        raise ValueError(
-            f"`{folder}` must hold results.json (of `optax-meta compare`), log.jsonl (of "
-            f"`optax-meta meta-train`) or one file of step rows, got {logs} *.jsonl{_hint(folder)}"
-        )
-    if source.name == "results.json":
-        return page.comparison_page(files.read_comparison(folder))
-    rows = writers.read_rows(source)
-    try:
-        return _page_of_rows(source, rows)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        kinds = "rows of steps or of updates"
-        raise ValueError(f"`{source}` must hold {kinds}: {files.reason(error)}") from error
-
-
-def _page_of_rows(source: Path, rows: list[Row]) -> str:
+def _page_of_rows(source: Path, rows: list[Row], *, is_live: bool) -> str:
     name = source.absolute().parent.name or source.stem
     # Both are called log.jsonl by someone: the columns say what they are.
     make = page.log_page if "update" in rows[0] else page.run_page
-    return make(name, source.name, rows)
+    return make(name, source.name, rows, is_live=is_live)
 
 
 def _source(folder: Path) -> Path | None:

@@ -3,11 +3,12 @@
 Needs the extra `report`.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from optax_meta.meta.evaluation import Comparison
+from optax_meta.meta.evaluation import Comparison, MethodResult
 from optax_meta.recording import Row
 from optax_meta.reports import charts
 from optax_meta.reports.log_charts import log_pictures
@@ -27,6 +28,7 @@ class _Page(NamedTuple):
         note: where the numbers are.
         table: a ranking; None for a page of one run.
         seeds: how many its intervals are over.
+        is_live: whether it asks for itself again.
     """
 
     title: str
@@ -36,10 +38,11 @@ class _Page(NamedTuple):
     note: str
     table: Table | None = None
     seeds: int = 0
+    is_live: bool = False
 
 
-def comparison_page(comparison: Comparison) -> str:
-    """Return the page of a comparison."""
+def comparison_page(comparison: Comparison, *, is_live: bool = False) -> str:
+    """Return the page of a comparison; `is_live` as for the others."""
     return _render(
         _Page(
             title=f"{comparison.task}: {len(comparison.methods)} methods, {comparison.optimizer} "
@@ -48,20 +51,23 @@ def comparison_page(comparison: Comparison) -> str:
             pictures=list(comparison_pictures(comparison)),
             setting=_setting(comparison),
             note="For a seed all methods start from the same initial parameters and take the same "
-            "batches. The numbers stand in results.json, every step of every run in records/.",
+            "batches. The numbers stand in results.json, every step of every run in records/. "
+            "Beside a method stands the config of its first seed, for optax_meta.from_config.",
             table=result_table(comparison),
             seeds=comparison.seeds,
+            is_live=is_live,
         )
     )
 
 
-def run_page(name: str, file: str, rows: Sequence[Row]) -> str:
+def run_page(name: str, file: str, rows: Sequence[Row], *, is_live: bool = False) -> str:
     """Return the page of one method's runs.
 
     Args:
         name: of the runs.
         file: that the rows come from.
         rows: one a step.
+        is_live: whether the page asks for itself again, as `optax-meta watch` serves it.
 
     Raises:
         ValueError: they are no rows of steps.
@@ -80,17 +86,19 @@ def run_page(name: str, file: str, rows: Sequence[Row]) -> str:
             pictures=list(run_pictures({name: result})),
             setting=[("file", file), ("steps", str(steps)), ("runs", str(seeds))],
             note="Made from the rows of this file alone.",
+            is_live=is_live,
         )
     )
 
 
-def log_page(name: str, file: str, rows: Sequence[Row]) -> str:
+def log_page(name: str, file: str, rows: Sequence[Row], *, is_live: bool = False) -> str:
     """Return the page of a meta-training, running or not.
 
     Args:
         name: of the run.
         file: that the rows come from.
         rows: one an update.
+        is_live: as for `run_page`.
 
     Example:
         >>> rows = [{"update": 1, "fall/mlp": 0.5}]
@@ -105,6 +113,30 @@ def log_page(name: str, file: str, rows: Sequence[Row]) -> str:
             pictures=list(log_pictures(rows)),
             setting=[("updates", str(done)), ("file", file)],
             note=f"Made from {file} alone, while the run goes on or after it.",
+            is_live=is_live,
+        )
+    )
+
+
+def waiting_page(name: str, why: str) -> str:
+    """Return the page of a run that has not written a row yet, which asks for itself again.
+
+    Args:
+        name: of the run.
+        why: there is nothing to show.
+
+    Example:
+        >>> "no row yet" in optax_meta.reports.page.waiting_page("mine", "no row yet")
+        True
+    """
+    return _render(
+        _Page(
+            title=f"Waiting: {name}",
+            verdict="Nothing to show yet. This page shows the run as soon as there is something.",
+            pictures=[],
+            setting=[("what is missing", why)],
+            note="",
+            is_live=True,
         )
     )
 
@@ -117,7 +149,15 @@ def _setting(comparison: Comparison) -> list[tuple[str, str]]:
         ("steps a run", str(comparison.steps)),
         ("seeds", f"0 … {comparison.seeds - 1}"),
         *comparison.versions.items(),
+        *_configs(comparison.methods),
     ]
+
+
+def _configs(methods: Mapping[str, MethodResult]) -> Iterator[tuple[str, str]]:
+    """Yield what makes each method's controller again, for `optax_meta.from_config`."""
+    for name, result in methods.items():
+        if result.config is not None:
+            yield name, json.dumps(result.config, ensure_ascii=False)
 
 
 def _render(page: _Page) -> str:
@@ -127,12 +167,13 @@ def _render(page: _Page) -> str:
     environment = Environment(
         loader=PackageLoader("optax_meta", "reports"), autoescape=select_autoescape(default=True)
     )
+    scripts = ["ticks.js", "report.js", *(["live.js"] if page.is_live else [])]
     return environment.get_template("report.html.jinja").render(
         page=page,
         data=charts.embed(list(_charts(page.pictures))),
         # Read as text, not as templates: braces mean something else in there.
         style=_asset("report.css"),
-        script=_asset("ticks.js") + _asset("report.js"),
+        script="".join(map(_asset, scripts)),
     )
 
 

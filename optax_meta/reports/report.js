@@ -24,13 +24,17 @@ const clamp = (x, [low, high]) => Math.min(high, Math.max(low, x));
 const spaced = (name) => name.replace(/_/g, " ");
 const valueAt = (series, x) => series.y[before(series.x, x)];
 
+const whole = (data) => {
+  const ends = data.series.flatMap((s) => [s.x[0], s.x[s.x.length - 1]]);
+  const first = Math.min(...ends), last = Math.max(...ends);
+  return [first, last > first ? last : first + 1];
+};
+
 class Chart {
   constructor(holder, data, number) {
     this.data = data;
     this.clip = `clip-${number}`;
-    const ends = data.series.flatMap((s) => [s.x[0], s.x[s.x.length - 1]]);
-    const first = Math.min(...ends), last = Math.max(...ends);
-    this.whole = [first, last > first ? last : first + 1];
+    this.whole = whole(data);
     // What the reader chose: the steps shown, which lines, and the step that is explained.
     this.range = [...this.whole];
     this.log = data.log;
@@ -51,6 +55,17 @@ class Chart {
     new ResizeObserver(() => {
       if (this.plot.clientWidth && this.plot.clientWidth !== this.width) this.draw();
     }).observe(this.plot);
+    this.draw();
+  }
+
+  // The same lines with new points; what the reader chose stays, and who saw the whole still does.
+  update(data) {
+    const sawWhole = this.range.every((x, k) => x === this.whole[k]);
+    if (this.log === this.data.log) this.log = data.log;
+    this.logButton.setAttribute("aria-pressed", this.log);
+    this.data = data;
+    this.whole = whole(data);
+    this.range = sawWhole ? [...this.whole] : this.range.map((x) => clamp(x, this.whole));
     this.draw();
   }
 
@@ -80,7 +95,8 @@ class Chart {
   }
   tools() {
     const bar = make("div", { class: "bar tools" });
-    bar.append(this.button("log axis", this.log, () => (this.log = !this.log)));
+    this.logButton = this.button("log axis", this.log, () => (this.log = !this.log));
+    bar.append(this.logButton);
     if (this.data.series.some((s) => s.others.length)) {
       bar.append(this.button(this.data.others, this.others, () => (this.others = !this.others)));
     }

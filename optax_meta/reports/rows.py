@@ -21,6 +21,7 @@ class Run(TypedDict, total=False):
         seconds: wall-clock of each run.
         action_labels: names of the actions.
         features: names of what the policy observed.
+        config: of the controller; None where it has none.
     """
 
     initial: JsonNumbers
@@ -28,6 +29,7 @@ class Run(TypedDict, total=False):
     seconds: Sequence[float]
     action_labels: Sequence[str]
     features: Sequence[str]
+    config: Mapping[str, Any] | None
 
 
 def step_rows(result: MethodResult) -> Iterator[Row]:
@@ -82,6 +84,7 @@ def method_result(rows: Sequence[Row], run: Run) -> MethodResult:
         seconds=np.array(run.get("seconds", [])),
         action_labels=tuple(run.get("action_labels", _labels(rows))),
         features=tuple(run.get("features", ())),
+        config=run.get("config"),
     )
 
 

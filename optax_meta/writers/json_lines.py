@@ -67,21 +67,76 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         ...     optax_meta.writers.read_rows(file.name)
         [{'step': 1}]
     """
-    rows: list[Row] = []
-    # Not `splitlines`, which also breaks at characters that a JSON string may hold, as U+2028.
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"line {number} of `{path}` is not JSON: remove it") from error
-        if row is not None:
-            rows.append(row)
+    rows = Follower(path).read()
     if not rows:
         raise ValueError(f"`{path}` holds no complete row yet: read it again later")
     return rows
+
+
+class Follower:
+    """Reads a file of JSON lines again and again while it grows, each line once.
+
+    A file that was cut, by a run that goes on from an earlier checkpoint, is read anew.
+
+    Args:
+        path: of the file.
+
+    Example:
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        ...     follower = optax_meta.writers.Follower(file.name)
+        ...     _ = file.write('{"step": 1}' + chr(10) + '{"st')
+        ...     file.flush()
+        ...     first = follower.read()
+        ...     _ = file.write('ep": 2}' + chr(10))
+        ...     file.flush()
+        ...     first, follower.read()
+        ([{'step': 1}], [{'step': 1}, {'step': 2}])
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._start_anew()
+
+    def read(self) -> list[Row]:
+        """Return all rows so far, those of the last call included.
+
+        Raises:
+            ValueError: a line is not JSON; a last one that is cut off is left for the next call.
+            OSError: the file cannot be read.
+        """
+        *lines, rest = self._new_bytes().split(b"\n")
+        for line in lines:
+            row = self._row(line)
+            self._last, self._end, self._count = line, self._end + len(line) + 1, self._count + 1
+            if row is not None:
+                self._rows.append(row)
+        try:
+            unfinished = self._row(rest)
+        except ValueError:
+            unfinished = None
+        # A file that somebody else wrote may end without the end of a line.
+        return [*self._rows, *([] if unfinished is None else [unfinished])]
+
+    def _start_anew(self) -> None:
+        self._rows: list[Row] = []
+        self._last, self._end, self._count = b"", 0, 0
+
+    def _new_bytes(self) -> bytes:
+        with self.path.open("rb") as file:
+            if self._end:
+                file.seek(self._end - len(self._last) - 1)
+                # What was cut and has grown again has another last line here.
+                if file.read(len(self._last) + 1) != self._last + b"\n":
+                    self._start_anew()
+                    file.seek(0)
+            return file.read()
+
+    def _row(self, line: bytes) -> Row | None:
+        try:
+            return json.loads(line) if line.strip() else None
+        except ValueError as error:
+            number = self._count + 1
+            raise ValueError(f"line {number} of `{self.path}` is not JSON: remove it") from error
 
 
 class _JsonLines:

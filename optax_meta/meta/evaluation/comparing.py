@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from optax_meta.base import Controller
-from optax_meta.checks import check_whole
+from optax_meta.checks import check_whole, chosen
+from optax_meta.configs import from_config, to_config
 from optax_meta.meta.evaluation import running
 from optax_meta.meta.evaluation.methods import METHODS, Method, Optimizer, name_of, steered_by
 from optax_meta.meta.evaluation.results import Comparison, Interrupted, MethodResult
@@ -21,12 +22,14 @@ from optax_meta.meta.versions import library_versions
 from optax_meta.transform import control_hyperparams
 
 Progress = Callable[[str, int, int], None]
+Given = Method | Controller | Mapping[str, Any] | str
+"""A method: a function, a controller, its config, or the name of a built-in method."""
 _T = TypeVar("_T")
 
 
 def compare(
     task: Task | str = "digits",
-    methods: Sequence[str] | Mapping[str, Method | Controller] = tuple(METHODS),
+    methods: Sequence[str] | Mapping[str, Given] = tuple(METHODS),
     *,
     optimizer: Optimizer = optax.adamw,
     learning_rate: float = 1e-3,
@@ -42,7 +45,8 @@ def compare(
     Args:
         task: a `Task` or the name of one.
         methods: names of built-in methods, which steer the learning rate, and the weight decay
-            where the optimizer has one; or controllers by name: a function (total steps, seed) →
+            where the optimizer has one; or by names of your own controllers, their configs, as
+            `from_config` takes them, or names of built-in methods: a function (total steps, seed) →
             `Controller` is called for each run, with a traced seed.
         optimizer: the inner factory; any that takes a `learning_rate`.
         learning_rate: the starting rate.
@@ -63,11 +67,11 @@ def compare(
         >>> comparison.methods["constant"].losses.shape
         (2, 3)
     """
-    chosen: Task = _named(TASKS, "task", task)() if isinstance(task, str) else task
+    task = chosen("task", TASKS, task)() if isinstance(task, str) else task
     steps, seeds = int(check_whole("steps", steps)), int(check_whole("seeds", seeds, 2))
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be positive and finite, got {learning_rate}")
-    setting = _Setting(chosen, optimizer, learning_rate, steps)
+    setting = _Setting(task, optimizer, learning_rate, steps)
     made = _checked(setting, methods)
     tick = _Ticker(progress, len(made) * (seeds + 1) + 1 + seeds)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in ("", *made)}
@@ -90,26 +94,17 @@ class _Setting(NamedTuple):
     steps: int
 
 
-def _named(registry: Mapping[str, _T], kind: str, name: str) -> _T:
-    if name not in registry:
-        raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(registry)}")
-    return registry[name]
-
-
-def _checked(
-    setting: _Setting, methods: Sequence[str] | Mapping[str, Method | Controller]
-) -> dict[str, Method]:
+def _checked(setting: _Setting, methods: Sequence[str] | Mapping[str, Given]) -> dict[str, Method]:
     """Return all methods as functions; what does not fit is refused before anything is compiled."""
     names = steered_by(setting.optimizer)  # also where no method asks: every run has a rate
     if not isinstance(methods, Mapping):
-        built_in = {name: _named(METHODS, "method", name) for name in methods}
-        methods = {name: partial(method, names) for name, method in built_in.items()}
+        methods = {name: name for name in methods}
     check_whole("methods", len(methods))
     if bad := [name for name in methods if not name or set(name) & set("/\\\0")]:
         raise ValueError(
             f"a method's name becomes that of a file, got {bad[0]!r}: leave / and \\ out"
         )
-    made = {name: _as_method(method) for name, method in methods.items()}
+    made = {name: _as_method(names, method) for name, method in methods.items()}
     for method in made.values():
         # What a factory or a starting rate does not allow is refused here, seconds before XLA.
         controller = method(setting.steps, jnp.uint32(0))
@@ -117,8 +112,16 @@ def _checked(
     return made
 
 
-def _as_method(method: Method | Controller) -> Method:
-    return (lambda _steps, _seed: method) if isinstance(method, Controller) else method
+def _as_method(names: tuple[str, ...], given: Given) -> Method:
+    if isinstance(given, str):
+        return partial(chosen("method", METHODS, given), names)
+    controller = from_config(given) if isinstance(given, Mapping) else given
+    if not callable(controller) and not isinstance(controller, Controller):
+        raise ValueError(
+            f"`methods` must be Controllers, got {type(given).__name__}: give one, its config, a "
+            "function that makes it, or the name of a built-in method"
+        )
+    return (lambda _steps, _seed: controller) if isinstance(controller, Controller) else controller
 
 
 def _run_all(
@@ -184,7 +187,15 @@ def _gather(outcomes: Sequence[Outcome], controller: Controller) -> MethodResult
         seconds=np.array([outcome.seconds for outcome in outcomes]),
         action_labels=controller.action_labels,
         features=controller.features,
+        config=_config(controller),
     )
+
+
+def _config(controller: Controller) -> dict[str, Any] | None:
+    try:
+        return to_config(controller)
+    except ValueError:  # one of the user's own
+        return None
 
 
 class _Ticker:

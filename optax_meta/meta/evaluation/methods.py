@@ -10,7 +10,6 @@ import optax
 
 from optax_meta import actions
 from optax_meta.base import Controller
-from optax_meta.checkpoints import load_policy
 from optax_meta.controllers.constant import constant
 from optax_meta.controllers.hypergradient import hypergradient
 from optax_meta.controllers.learned import learned
@@ -48,7 +47,7 @@ def _hypergradient(names: tuple[str, ...], steps: int, seed: jax.Array) -> Contr
 
 def _any_lr(names: tuple[str, ...], steps: int, seed: jax.Array) -> Controller:
     del names, seed
-    return learned(load_policy("any-lr-v2"), total_steps=steps)
+    return learned("any-lr-v2", total_steps=steps)
 
 
 def _reinforce(names: tuple[str, ...], steps: int, seed: jax.Array, **options: Any) -> Controller:

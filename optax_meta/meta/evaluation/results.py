@@ -1,6 +1,7 @@
 """What a comparison came to."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,8 @@ class MethodResult(NamedTuple):
         seconds: wall-clock of each run without compilation, float64[S].
         action_labels: names of the actions; empty for a controller without a policy.
         features: names of what its policy observes; empty where they are not known.
+        config: of the controller, as `optax_meta.to_config` gives it for the first seed; None where
+            it has none.
     """
 
     initial: dict[str, np.ndarray]
@@ -27,6 +30,7 @@ class MethodResult(NamedTuple):
     seconds: np.ndarray
     action_labels: tuple[str, ...]
     features: tuple[str, ...]
+    config: Mapping[str, Any] | None = None
 
 
 class Comparison(NamedTuple):

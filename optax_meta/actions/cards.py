@@ -1,0 +1,49 @@
+"""Action spaces as JSON values, as policy files and configs hold them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from optax_meta.actions.moves import add, log_step, scale
+from optax_meta.actions.spaces import ActionSpace, factored, joint
+from optax_meta.checks import chosen
+
+_MOVES = {"scale": scale, "add": add, "log": log_step}
+
+
+def space_of(card: Mapping[str, Any]) -> ActionSpace:
+    """Return the action space that a card describes.
+
+    Args:
+        card: "moves", each with "hyperparam", "kind" ("scale", "add" or "log"), "amounts" and
+            "bounds"; "factored".
+
+    Raises:
+        KeyError: something is missing.
+        ValueError: an unknown kind of move, or a number that the move refuses.
+
+    Example:
+        >>> space_of(card_of(optax_meta.actions.classic())) == optax_meta.actions.classic()
+        True
+    """
+    moves = []
+    for move in card["moves"]:
+        make = chosen("move", _MOVES, move["kind"])
+        moves.append(make(move["hyperparam"], move["amounts"], bounds=move["bounds"]))
+    return (factored if card["factored"] else joint)(*moves)
+
+
+def card_of(space: ActionSpace) -> dict[str, Any]:
+    """Return what `space_of` makes the action space of again, JSON values.
+
+    Args:
+        space: any.
+
+    Example:
+        >>> card_of(optax_meta.actions.learning_rate())["moves"][0]["amounts"]
+        [0.5, 1.0, 2.0]
+    """
+    moves = [
+        {**move._asdict(), "amounts": list(move.amounts), "bounds": list(move.bounds)}
+        for move in space.moves
+    ]
+    return {"factored": space.factored, "moves": moves}
