@@ -109,8 +109,8 @@ def calibrated(
             gradients are so large that a gradient step would pass a hundredth of the parameters.
         total_decay: for a controller of `weight_decay`, too, in a run of known length: rate × decay
             of the first decisions but that of step 0 is this over the number of steps, so that the
-            starting decay is forgotten, too; before, it takes no more than a hundredth off the
-            parameters. 0 for leaving it alone.
+            starting decay is forgotten, too; later it is what the controller made of that. Before,
+            it takes no more than a hundredth off the parameters. 0 for leaving it alone.
         span: the controller may move its own value by no more than this factor up or down, ≥ 1, so
             that what knows nothing yet cannot wander off; `math.inf` for as far as it likes.
 
@@ -184,7 +184,9 @@ def _update(
     moves, unit = _unit(metrics, state.unit, given)
     wanted = _share(setting, metrics, last[1]) * last[2] * last[3] * metrics.distance
     lead = _lead(setting, metrics, wanted, moves, given)
-    leading = {**hyperparams, RATE: own, **_calibrated_decay(setting, metrics, hyperparams, lead)}
+    before = state.values[1] * first / jnp.where(state.values[0] == 0.0, first, state.values[0])
+    decay = _calibrated_decay(setting, metrics, hyperparams, before, lead)
+    leading = {**hyperparams, RATE: own, **decay}
     decided, controller_state = controller.update(metrics, state.controller_state, leading)
     new = controller.keep_in_bounds(RATE, own, decided[RATE])
     if is_set(setting.span, math.inf):
@@ -283,17 +285,24 @@ def _lead(
 
 
 def _calibrated_decay(
-    setting: _Calibration, metrics: Metrics, hyperparams: Hyperparams, rate: jax.Array
+    setting: _Calibration,
+    metrics: Metrics,
+    hyperparams: Hyperparams,
+    before: jax.Array,
+    rate: jax.Array,
 ) -> Hyperparams:
     if DECAY not in hyperparams or not is_set(setting.total_decay, 0.0):
         return {}
-    decay, rate = hyperparams[DECAY], jnp.maximum(rate.astype(jnp.float32), 1e-30)
+    before, rate = (jnp.maximum(abs(x).astype(jnp.float32), 1e-30) for x in (before, rate))
+    decay = hyperparams[DECAY]
     wanted = setting.total_decay * metrics.per_step / rate
     dense = _dense(setting.controller, setting.steps)
     is_first: Any = dense(metrics.step) if callable(dense) else metrics.step < dense
     # The length of the run, if there is one, shows at the next step.
     is_near = (metrics.step == 0) & (metrics.progress >= 0.0)
-    harmless = jnp.minimum(decay.astype(jnp.float32), _PROBE_RATIO / rate).astype(decay.dtype)
-    early = jnp.where(is_near, harmless, decay)
-    is_early = is_first & (metrics.progress > 0.0) & ~metrics.is_over
-    return {DECAY: jnp.where(is_early, wanted.astype(decay.dtype), early)}
+    harmless = jnp.minimum(decay.astype(jnp.float32), _PROBE_RATIO / rate)
+    # What decays in a step stays, but for what the controller changes, while rates still rise.
+    kept = decay.astype(jnp.float32) * before / rate
+    later = jnp.where(metrics.progress > 0.0, kept, jnp.where(is_near, harmless, decay))
+    new = jnp.where(is_first & (metrics.progress > 0.0), wanted, later).astype(decay.dtype)
+    return {DECAY: jnp.where(metrics.is_over, decay, new)}

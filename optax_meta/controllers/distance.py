@@ -14,10 +14,10 @@ def distance(
     share: Number = 0.4,
     growing_share: Number = 1.5,
     length_power: Number = 0.25,
-    power: Number = 0.8,
+    power: Number = 1.0,
     total_steps: Number | None = None,
 ) -> Controller:
-    """Move by a share of the way ahead, under any optimizer, with a fall to the end.
+    """Move by a share of the way ahead, under any optimizer, with a linear fall to the end.
 
     η = c·d·(1 - p)ᵏ/u, for the distance d that the parameters have to go at least, as gradients
     tell it, and u what a rate of one moves; see `optax_meta.calibrated`. No starting rate, no state
@@ -27,7 +27,7 @@ def distance(
         share: c, ≥ 0.
         growing_share: c while the distance still grows, as in `calibrated`.
         length_power: how c falls with the length of the run, as in `calibrated`.
-        power: k, ≥ 0; 1 falls linearly, less falls later.
+        power: k, ≥ 0; 1 falls linearly.
         total_steps: length of the run, counted in calls of `update`; None where it is not known:
             then nothing falls.
 

@@ -24,7 +24,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 
 EVERY_GOOD_RUN: Wrappers = {
     "calibrated": {"span": 4.0},
-    "annealed": {"power": 0.8},
+    "annealed": {},
     "trust_region": {"max_growth": 3.0},
 }
 """What a policy that knows nothing yet should at least live inside: a rate that moves parameters

@@ -24,7 +24,7 @@ from optax_meta.writers import Writer
 _DECISIONS: dict[str, Any] = {"dense_steps": 20, "num_decisions": 100}
 _LEARNED_INSIDE: Wrappers = {
     "calibrated": {"span": 8.0},
-    "annealed": {"power": 0.8},
+    "annealed": {"power": 1.0},
     "trust_region": {"max_share": 2.0, "max_growth": 1.5},
 }
 
