@@ -69,7 +69,7 @@ class Watched:
         follower = self._followers.setdefault(path, writers.Follower(path))
         if rows := follower.read():
             return rows
-        raise ValueError(f"`{path}` holds no complete row yet: wait for it")
+        raise ValueError(f"`{path}` holds no complete row yet: start the run")
 
 
 def server(folder: str | os.PathLike[str], port: int) -> ThreadingHTTPServer:
