@@ -304,9 +304,7 @@ def _steps(name: str, steps: Number) -> Number:
 
 def _check_value(name: str, value: Any) -> None:
     # What float32 cannot hold would become infinite, and set nothing.
-    if not is_real_scalar(value) or not (
-        isinstance(value, Tracer) or abs(float(value)) <= LARGEST
-    ):
+    if not is_real_scalar(value) or not (isinstance(value, Tracer) or abs(float(value)) <= LARGEST):
         raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
 
 
