@@ -261,7 +261,8 @@ def test_a_rate_that_moved_nothing_yet_is_not_judged(interval, steps, lost):
 
 
 def test_first_steps_that_are_not_finite_do_not_pin_the_rate():
-    tx = optax_meta.control_hyperparams(optax.adam, optax_meta.distance())()
+    controller = optax_meta.distance(total_steps=1000)  # found within these sixty steps
+    tx = optax_meta.control_hyperparams(optax.adam, controller)()
 
     def fit(is_lost):
         def step(carry, is_lost):
