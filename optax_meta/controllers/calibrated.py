@@ -21,10 +21,11 @@ _MEMORY = 0.99
 _USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
 """Of the logarithm of the distance in a step: half of what c = 0.3 reached while all moves agree.
 Networks have it for some twenty steps; where it lasts longer the start was tiny."""
-_OVERSHOT, _SLACK, _CERTAIN, _LEAST_FACTOR, _SETTLING = 50.0, 0.01, 0.03, 0.03, 30
-"""The share falls as one over the number of steps, after the first thirty, where the mean cosine of
-the gradient with the way come is -0.03 or less, as around an optimum that was passed; it rises from
--0.01 on: in networks that still learn the cosine is within 0.003."""
+_OVERSHOT, _SLACK, _CERTAIN, _LEAST_FACTOR, _SETTLING = 50.0, 0.01, 0.05, 0.03, 60
+"""The share falls as one over the square of the number of steps, after the first sixty, where the
+mean cosine of the gradient with the way come is -0.05 or less, as around an optimum that was
+passed, and less fast above; it rises from -0.01 on: in networks that still learn the cosine is
+within 0.003. Before, gradients turn about where nothing was passed."""
 _RETREAT, _RETURN = 0.5, 1.1
 """Where no step was finite the rate is halved: it may be too high. It comes back slowly, a step,
 since loss scaling skips steps that were not, but at a decision no slower than it went: ten corrupt
