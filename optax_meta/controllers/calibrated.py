@@ -89,9 +89,8 @@ def calibrated(
     is forgotten, and a controller that holds follows the distance rule; one that halves its value
     moves half as far as that. Where gradients point back along the way come, so that the optimum
     was passed and moves are noise around it, c falls. The very first update, before anything moved,
-    is a probe. The
-    controller keeps its own value; what somebody else changes, a wrapper around this one or
-    `optax_meta.set_hyperparams`, the own value follows in proportion.
+    is a probe. The controller keeps its own value; what somebody else changes, a wrapper around
+    this one or `optax_meta.set_hyperparams`, the own value follows in proportion.
 
     An optimizer that accumulates gradients must make its first move within five steps. Where all
     parameters start at zero, which tells no scale, their root mean square counts as 0.1.
