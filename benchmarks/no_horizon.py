@@ -48,7 +48,8 @@ def _ours(controller: optax_meta.Controller) -> Callable[[Any, Run], Any]:
 
 METHODS: dict[str, Callable[[Any, Run], Any]] = {
     "distance": _ours(optax_meta.distance()),
-    "distance, c = 0.15": _ours(optax_meta.distance(share=0.15)),
+    "distance, c = 0.3": _ours(optax_meta.distance(share=0.3, length_power=0.0)),
+    "distance, c = 0.15": _ours(optax_meta.distance(share=0.15, length_power=0.0)),
     "any-lr-v2": _ours(optax_meta.learned("any-lr-v2")),
     CONSTANT: lambda factory, run: factory(warmed_up(run, run.rate)),
 }

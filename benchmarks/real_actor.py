@@ -1,9 +1,9 @@
-"""An actor-critic that learns MinAtar's Breakout, one batch of fresh games a step.
+"""An actor-critic that learns a game of MinAtar, one batch of fresh games a step.
 
 A batch is a key, and the loss plays the games: what is learned from depends on the policy, though
 `Task.sample` does not. Controllers see what any user of an actor-critic would pass on, a loss that
-says little about the score. Judged by 1 / (1 + score), the score being the bricks that a game of at
-most 250 steps breaks: about half of the loss is twice the score.
+says little about the score. Judged by 1 / (1 + score), the score being what a game of at most 250
+steps hits: about half of the loss is twice the score.
 """
 
 import functools
@@ -18,6 +18,7 @@ from real_models import patches
 
 from optax_meta.meta.tasks import Task
 
+_GAMES: dict[Half, str] = {"validation": "SpaceInvaders", "reported": "Breakout"}
 _LENGTH = 64
 """Steps of a game that is learned from; most are lost long before."""
 _JUDGED_LENGTH = 250
@@ -27,29 +28,31 @@ _ENTROPY = 0.01
 
 
 class ActorCritic(nn.Module):
-    """A convolution and a hidden layer, with logits of three moves and a value.
+    """A convolution and a hidden layer, with logits of moves and a value.
 
     Attributes:
         channels: of the convolution.
         hidden: units.
+        moves: that the game knows.
     """
 
     channels: int
     hidden: int
+    moves: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return float32[batch, 3] and float32[batch] for float32[batch, 10, 10, 4]."""
+        """Return float32[batch, moves] and float32[batch] for float32[batch, 10, 10, C]."""
         x = nn.relu(nn.Dense(self.channels)(patches(x, 3, 1)))
         x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(3)(x), nn.Dense(1)(x)[:, 0]
+        return nn.Dense(self.moves)(x), nn.Dense(1)(x)[:, 0]
 
 
 class Games(NamedTuple):
     """Steps of B games of length L.
 
     Attributes:
-        seen: float32[L, B, 10, 10, 4].
+        seen: float32[L, B, 10, 10, C].
         moves: int32[L, B].
         rewards: float32[L, B], 0 after a game is over.
         is_on: whether a game was not over before the step, bool[L, B].
@@ -61,14 +64,13 @@ class Games(NamedTuple):
     is_on: jax.Array
 
 
-def breakout(name: str, half: Half, model: ActorCritic, batch: int) -> Task:
-    """Return the task of breaking bricks, `batch` games a step.
+def games(name: str, half: Half, model: ActorCritic, batch: int) -> Task:
+    """Return the task of playing the game of a half, `batch` games a step.
 
     Raises:
         MissingDataError: `gymnax` is not installed.
     """
-    del half  # it has no data; the other half has no game
-    env = _environment()
+    env = _environment(_GAMES[half])
 
     def played(params: Any, key: jax.Array, games: int, length: int) -> Games:
         reset_key, play_key = jax.random.split(key)
@@ -104,7 +106,7 @@ def breakout(name: str, half: Half, model: ActorCritic, batch: int) -> Task:
         score = jnp.mean(jnp.sum(games.rewards, axis=0))
         return {"loss": 1.0 / (1.0 + score), "score": score}
 
-    seen = jnp.zeros((1, 10, 10, 4))
+    seen = jnp.zeros((1, *env.obs_shape))
     description = f"{name}: {model}"
     return Task(
         name, description, lambda key: model.init(key, seen), lambda key: key, loss, evaluate
@@ -121,12 +123,12 @@ def _returns(rewards: jax.Array) -> jax.Array:
     return jax.lax.scan(step, jnp.zeros(rewards.shape[1:]), rewards, reverse=True)[1]
 
 
-def _environment() -> Any:
+def _environment(game: str) -> Any:
     try:
         gymnax = importlib.import_module("gymnax")
     except ImportError as error:
         raise MissingDataError(
-            "MinAtar's Breakout lies in `gymnax`, which asks for jax < 0.12 and needs `six`: "
+            "MinAtar lies in `gymnax`, which asks for jax < 0.12 and needs `six`: "
             f"`pip install gymnax six` ({error})"
         ) from error
-    return gymnax.make("Breakout-MinAtar")[0]
+    return gymnax.make(f"{game}-MinAtar")[0]

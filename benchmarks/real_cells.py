@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import optax
 from optax import contrib
-from real_actor import ActorCritic, breakout
+from real_actor import ActorCritic, games
 from real_data import Half
 from real_models import CNN, GPT, LSTM, ResidualMLP, ViT
 from real_tasks import digits, sensors, text
@@ -86,6 +86,7 @@ CELLS = {
         _choosing("lstm-rmsprop", text, LSTM(128), "rmsprop", 1000, 16, 128, 32),
         _choosing("shuttle-muon", sensors, ResidualMLP(96, 3, 10), "muon", 2000, 64, 96),
         _choosing("tune-adamw", tuned_whole, CNN((16, 32), 96), "adamw", 1500, 32, 96),
+        _choosing("invaders-adamw", games, ActorCritic(12, 96, 4), "adamw", 600, 8, 96),
         _reported("mlp-momentum", digits, ResidualMLP(128, 4, 10), "momentum", 3000, 48, 128),
         _reported("cnn-adamw", digits, CNN((24, 48), 96, normalize=True), "adamw", 1500, 32, 96),
         _reported("vit-lion", digits, ViT(7, 48, 3, 6), "lion", 1200, 24, 48),
@@ -94,6 +95,6 @@ CELLS = {
         _reported("lstm-adamw", text, LSTM(96, 2), "adamw", 1000, 12, 96, 32),
         _reported("shuttle-rmsprop", sensors, MLP((224, 224, 224, 10)), "rmsprop", 5000, 64, 224),
         _reported("lora-adamw", tuned_adapters, MLP((320, 160, 10)), "adamw", 2000, 32, 320),
-        _reported("actor-rmsprop", breakout, ActorCritic(16, 64), "rmsprop", 600, 8, 64),
+        _reported("actor-rmsprop", games, ActorCritic(16, 64), "rmsprop", 600, 8, 64),
     )
 }

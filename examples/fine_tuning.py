@@ -29,8 +29,11 @@ def load() -> tuple[Data, Data, Data]:
     images, labels = load_digits(return_X_y=True)
     x = (images / 16.0).astype(np.float32)
     old, new = np.flatnonzero(labels < 5), np.flatnonzero(labels >= 5)
-    parts = ((old, 0), (new[:200], 5), (new[200:], 5))
-    return tuple((jnp.asarray(x[i]), jnp.asarray(labels[i] - first)) for i, first in parts)
+    first, second, third = (
+        (jnp.asarray(x[i]), jnp.asarray(labels[i] - least))
+        for i, least in ((old, 0), (new[:200], 5), (new[200:], 5))
+    )
+    return first, second, third
 
 
 def loss_fn(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:

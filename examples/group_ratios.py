@@ -28,13 +28,13 @@ LAYERS = {"layers_0": 0.25, "layers_2": 0.5, "layers_4": 1.0}
 
 def layer_wise(learning_rate: Any) -> optax.GradientTransformation:
     """Give the layer below half the rate of the one above."""
-    groups = {layer: optax.adamw(ratio * learning_rate) for layer, ratio in LAYERS.items()}
+    groups: Any = {layer: optax.adamw(ratio * learning_rate) for layer, ratio in LAYERS.items()}
     return optax.partition(groups, {"params": {layer: layer for layer in LAYERS}})
 
 
 def doubled_biases(learning_rate: Any) -> optax.GradientTransformation:
     """Give biases twice the rate, and no weight decay."""
-    groups = {"kernel": optax.adamw(learning_rate), "bias": optax.adam(2.0 * learning_rate)}
+    groups: Any = {"kernel": optax.adamw(learning_rate), "bias": optax.adam(2.0 * learning_rate)}
     return optax.partition(groups, kinds)
 
 

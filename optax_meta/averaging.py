@@ -58,7 +58,8 @@ def averaged(share: float = 0.1) -> optax.GradientTransformationExtraArgs:
     """
     if not is_number(share) or not 0.0 < share <= 1.0:
         raise ValueError(f"`share` must lie in (0, 1], got {share!r}: 1 averages all steps alike")
-    return optax.GradientTransformationExtraArgs(_init, partial(_update, share))
+    update: Any = partial(_update, share)
+    return optax.GradientTransformationExtraArgs(_init, update)
 
 
 def averaged_params(opt_state: Any) -> Tree:

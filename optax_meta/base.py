@@ -174,7 +174,7 @@ class Controller(NamedTuple):
         name: str,
         old: jax.Array,
         new: jax.typing.ArrayLike,
-        by_hand: Mapping[str, tuple[jax.Array, jax.Array]] = {},
+        bounds: Mapping[str, tuple[jax.Array, jax.Array]] = {},
     ) -> jax.Array:
         """Return a new value of a hyperparameter, clipped, or the old one where it is not finite.
 
@@ -182,15 +182,15 @@ class Controller(NamedTuple):
             name: of the hyperparameter.
             old: its value so far, float[].
             new: what was decided, a scalar.
-            by_hand: further bounds by name, as `Metrics.bounds`.
+            bounds: further ones by name, as `Metrics.bounds`; the controller's own come last.
 
         Returns:
             float[], of the dtype of `old`.
         """
         new = jnp.asarray(new).astype(old.dtype)
         new = jnp.where(jnp.isfinite(new), new, old)
-        if name in by_hand:
-            new = jnp.clip(new, *(bound.astype(new.dtype) for bound in by_hand[name]))
+        if name in bounds:
+            new = jnp.clip(new, *(bound.astype(new.dtype) for bound in bounds[name]))
         return jnp.clip(new, *self.bounds[name]) if name in self.bounds else new
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from optax_meta import tracking
-from optax_meta.checks import Number, check_whole, is_number
+from optax_meta.checks import Number, check_whole, is_real_scalar
 from optax_meta.horizon import planned
 from optax_meta.state import (
     LARGEST,
@@ -302,17 +302,9 @@ def _steps(name: str, steps: Number) -> Number:
     return steps
 
 
-def _is_real_scalar(value: Any) -> bool:
-    kind = getattr(value, "dtype", type(value))
-    is_real = is_number(value) and not jnp.issubdtype(kind, jnp.complexfloating)
-    return is_real and getattr(value, "shape", ()) == ()
-
-
 def _check_value(name: str, value: Any) -> None:
     # What float32 cannot hold would become infinite, and set nothing.
-    if not _is_real_scalar(value) or not (
-        isinstance(value, Tracer) or abs(float(value)) <= LARGEST
-    ):
+    if not is_real_scalar(value) or not (isinstance(value, Tracer) or abs(float(value)) <= LARGEST):
         raise ValueError(f"`{name}` must be a finite real scalar, got {value!r}")
 
 
@@ -326,7 +318,7 @@ def _replaced(old: jax.Array, new: Any) -> jax.Array:
 def _pair(name: str, pair: Any) -> tuple[Any, Any]:
     if pair is None:
         return -math.inf, math.inf
-    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(_is_real_scalar, pair))
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_real_scalar, pair))
     is_traced = is_pair and any(isinstance(bound, Tracer) for bound in pair)
     if not is_pair or not (is_traced or float(pair[0]) <= float(pair[1])):
         raise ValueError(

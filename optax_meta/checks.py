@@ -40,6 +40,17 @@ def is_number(value: object) -> bool:
     )
 
 
+def is_real_scalar(value: Any) -> bool:
+    """Whether a value, which may be traced, is a single number that is not complex.
+
+    >>> is_real_scalar(jnp.float32(0.5)), is_real_scalar(jnp.ones(1)), is_real_scalar(1j)
+    (True, False, False)
+    """
+    kind = getattr(value, "dtype", type(value))
+    is_real = is_number(value) and not jnp.issubdtype(kind, jnp.complexfloating)
+    return is_real and jnp.shape(value) == ()
+
+
 def check_whole(name: str, number: Number, least: int = 1) -> Any:
     """Refuse what is no count; return it, a NumPy integer as an `int`.
 
@@ -116,10 +127,9 @@ def check_share(name: str, number: Number) -> None:
     Traceback (most recent call last):
     ValueError: `progress` must be a number in [0, 1], the share of the run that is over, got 1.5
     """
-    kind = getattr(number, "dtype", type(number))
-    is_real = is_number(number) and not jnp.issubdtype(kind, jnp.complexfloating)
-    is_scalar = is_real and jnp.shape(number) == ()
-    if not is_scalar or not (isinstance(number, Tracer) or 0.0 <= float(number) <= 1.0):
+    if not is_real_scalar(number) or not (
+        isinstance(number, Tracer) or 0.0 <= float(number) <= 1.0
+    ):
         raise ValueError(
             f"`{name}` must be a number in [0, 1], the share of the run that is over, got "
             f"{number!r}"

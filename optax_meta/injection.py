@@ -94,7 +94,8 @@ def _without_progress(tx: optax.GradientTransformation) -> optax.GradientTransfo
         del progress
         return plain(*args, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    without: Any = update
+    return optax.GradientTransformationExtraArgs(tx.init, without)
 
 
 def first_values(start: Mapping[str, Any], dtype: Any) -> Hyperparams:

@@ -106,18 +106,15 @@ def watch(
     is_finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
     is_leap = is_finite & ((value > limit.value) | (grad_norm > limit.grad_norm))
     streak = jnp.where(is_leap | ~is_finite, known.streak + 1.0, 0.0)
-    seen = jnp.minimum(value, limit.value)
-    log_seen = jnp.log(jnp.minimum(grad_norm, limit.grad_norm))
-    usual = _usual(known, seen, log_seen, is_new=streak > PATIENCE)
+    log_norm = jnp.log(jnp.minimum(grad_norm, limit.grad_norm))
+    usual = _usual(known, jnp.minimum(value, limit.value), log_norm, is_new=streak > PATIENCE)
     tells = is_finite & (grad_norm > 0.0)
-    usual = [jnp.where(tells, new, old) for new, old in zip(usual, known[:5], strict=True)]
-    return Spikes(*usual, streak, known.total + is_leap.astype(jnp.float32)), is_leap
+    seen = Spikes(*(jnp.where(tells, new, old) for new, old in zip(usual, known, strict=True)))
+    return seen._replace(streak=streak, total=known.total + is_leap.astype(jnp.float32)), is_leap
 
 
-def _usual(
-    known: Spikes, value: jax.Array, log_norm: jax.Array, *, is_new: jax.Array
-) -> list[jax.Array]:
-    """Return the first five fields after a step, no further away than its limits.
+def _usual(known: Spikes, value: jax.Array, log_norm: jax.Array, *, is_new: jax.Array) -> Spikes:
+    """Return what is usual after a step that is no further away than its limits.
 
     Args:
         known: before the step.
@@ -137,10 +134,11 @@ def _usual(
     deviation, log_deviation = (
         jnp.where(has_mean, x, 0.0) for x in (deviation, jnp.minimum(log_deviation, most))
     )
-    return [
-        known.num_usual + 1.0,
-        (1.0 - of_mean) * known.value + of_mean * value,
-        jnp.hypot(jnp.sqrt(1.0 - slow) * known.value_deviation, jnp.sqrt(slow) * deviation),
-        (1.0 - of_mean) * known.log_norm + of_mean * log_norm,
-        (1.0 - weight) * known.log_norm_deviation + weight * log_deviation,
-    ]
+    spread = jnp.hypot(jnp.sqrt(1.0 - slow) * known.value_deviation, jnp.sqrt(slow) * deviation)
+    return known._replace(
+        num_usual=known.num_usual + 1.0,
+        value=(1.0 - of_mean) * known.value + of_mean * value,
+        value_deviation=spread,
+        log_norm=(1.0 - of_mean) * known.log_norm + of_mean * log_norm,
+        log_norm_deviation=(1.0 - weight) * known.log_norm_deviation + weight * log_deviation,
+    )

@@ -133,8 +133,9 @@ class Statistics(NamedTuple):
         window = Window(*(next(numbers) for _ in Window._fields))
         distance = Distance(*(next(numbers) for _ in Distance._fields))
         horizon = Horizon(*(next(numbers) for _ in Horizon._fields))
-        single = [next(numbers) for _ in range(3)]
-        return cls(means, last, window, distance, horizon, *single, Spikes(*numbers))
+        total, least, usual = (next(numbers) for _ in range(3))
+        spikes = Spikes(*numbers)
+        return cls(means, last, window, distance, horizon, total, least, usual, spikes)
 
 
 _PARTS = Measured, Measured, Window, Distance, Horizon, Spikes

@@ -126,7 +126,7 @@ def test_there_and_back(name, text):
         assert to_config(again) == config
         assert str(static(again)) == str(static(controller))
         start = {h: jnp.float32(0.1) for h in controller.hyperparams}
-        same = [jax.tree.structure(c.init(start)) for c in (again, controller)]
+        same = [jax.eval_shape(c.init, start) for c in (again, controller)]
         assert same[0] == same[1]
 
 

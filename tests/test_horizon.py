@@ -18,17 +18,23 @@ from optax_meta import annealed, calibrated, constant, control_hyperparams, cool
 X = jnp.linspace(1.0, 2.0, 4)
 
 
-def falling(total_steps=None, **options):
-    rule = annealed(constant(), total_steps=total_steps, **options)
+@functools.cache
+def falling(total_steps=None):
+    rule = annealed(constant(), total_steps=total_steps)
     return control_hyperparams(optax.sgd, rule)(1.0)
+
+
+@functools.cache
+def updating(tx):
+    """One compiled update, shared by the tests of an optimizer."""
+    return jax.jit(lambda s, p: tx.update(X, s, X, value=1.0, progress=p)[1])
 
 
 def follow(tx, state, progress):
     """Return a record each step, one for each entry of `progress`, which may be None."""
-    update = jax.jit(lambda s, p: tx.update(X, s, X, value=1.0, progress=p)[1])
     rows = []
     for passed in progress:
-        state = update(state, passed)
+        state = updating(tx)(state, passed)
         rows.append(optax_meta.record(state))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows), state
 

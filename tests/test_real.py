@@ -296,9 +296,9 @@ def test_every_rival_of_every_optimizer_trains():
 
 @needs("gymnax")
 def test_the_actor_critic_plays_and_its_loss_has_a_gradient():
-    from real_actor import ActorCritic, breakout
+    from real_actor import ActorCritic, games
 
-    task = breakout("actor", "reported", ActorCritic(2, 4), 2)
+    task = games("actor", "reported", ActorCritic(2, 4), 2)
     params = task.init(jax.random.key(0))
     grads = jax.jit(jax.grad(task.loss))(params, jax.random.key(1))
     assert 0.0 < optax.tree.norm(grads) < jnp.inf

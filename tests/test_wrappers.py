@@ -17,6 +17,7 @@ from optax_meta import actions, annealed, calibrated, observations, trust_region
 from optax_meta.controllers.wrapping import WRAPPERS, wrapped
 from optax_meta.tracking import Statistics
 
+PLAIN = {"share": 0.3, "growing_share": 0.3, "length_power": 0.0}
 SPACE = actions.learning_rate((0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
 
 
@@ -32,8 +33,8 @@ def policy(dense_steps=0, num_decisions=0, **wrappers):
 
 
 def calibrating(steps=8, **options):
-    """Moves of 0.3 of the distance, whether it grows or not."""
-    return {"calibrated": {"steps": steps, "share": 0.3, "growing_share": 0.3, **options}}
+    """Moves of 0.3 of the distance, whether it grows or not and however long the run is."""
+    return {"calibrated": {"steps": steps, **PLAIN, **options}}
 
 
 def distance(state):
@@ -97,6 +98,15 @@ def test_calibration_finds_the_rate_whatever_the_optimizer_and_the_units(factory
     # What a unit rate moves is the average of noisy moves, or the last one where that is longer.
     assert 0.15 < np.median(share[-10:]) < 0.33
     assert np.max(share[1:]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("step", "progress", "shortness"),
+    [(100, 0.1, 1.0), (100, 0.025, 0.25), (5, 0.5, 10.0), (100, -1.0, 1.0 / 16.0), (0, 0.0, 0.0)],
+)
+def test_a_run_of_unknown_length_counts_as_a_long_one(metrics, step, progress, shortness):
+    seen = metrics(step=step, progress=progress)
+    np.testing.assert_allclose(seen.shortness, shortness, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("steps", "unit"), [(2, 1.0), (16, 1.0), (4, 1e-6)])
@@ -207,8 +217,7 @@ def test_a_total_decay_forgets_the_starting_decay(start):
     rate, decay = (np.asarray(rows.hyperparams[n]) for n in ("learning_rate", "weight_decay"))
     # The horizon shows at the second step; at the first one decay takes 1e-2 at most.
     np.testing.assert_allclose(decay[0], min(start, 1e-2 / rate[0]), rtol=1e-6)
-    np.testing.assert_allclose(rate[1:6] * decay[1:6] * 40.0, 0.02, rtol=1e-4)
-    np.testing.assert_array_equal(decay[6:], decay[5])
+    np.testing.assert_allclose(rate[1:] * decay[1:] * 40.0, 0.02, rtol=1e-4)
     blind, _, _ = train(inside, 0.1, factory=factory)
     np.testing.assert_allclose(blind.hyperparams["weight_decay"], start, rtol=1e-6)
 
@@ -252,7 +261,8 @@ def test_a_rate_that_moved_nothing_yet_is_not_judged(interval, steps, lost):
 
 
 def test_first_steps_that_are_not_finite_do_not_pin_the_rate():
-    tx = optax_meta.control_hyperparams(optax.adam, optax_meta.distance())()
+    controller = optax_meta.distance(total_steps=1000)  # found within these sixty steps
+    tx = optax_meta.control_hyperparams(optax.adam, controller)()
 
     def fit(is_lost):
         def step(carry, is_lost):
@@ -505,9 +515,7 @@ def test_wrappers_compose_around_anything():
 
 
 def test_a_calibrated_rule_needs_no_start():
-    controller = calibrated(
-        optax_meta.plateau(factor=0.5, patience=30), share=0.3, growing_share=0.3
-    )
+    controller = calibrated(optax_meta.plateau(factor=0.5, patience=30), **PLAIN)
     tx = optax_meta.control_hyperparams(optax.adam, controller)()
     x = jnp.linspace(1.0, 2.0, 8)
     state = tx.init(x)
@@ -569,9 +577,9 @@ def test_the_share_falls_where_moves_are_noise_around_an_optimum(curvature, is_s
     keys = jax.random.split(jax.random.key(0), 1000)
     (_, state), excess = jax.jit(lambda c: jax.lax.scan(step, c, keys))((x, tx.init(x)))
     ahead = state.controller_state.controller_state.last[3]
-    assert ahead < 0.1 if is_settled else ahead == 1.0
+    assert ahead < 0.2 if is_settled else ahead == 1.0
     if is_settled:
-        assert jnp.mean(excess[-100:]) < 0.3 * jnp.mean(excess[100:200])
+        assert jnp.mean(excess[-100:]) < 0.5 * jnp.mean(excess[100:200])
 
 
 def test_stages_are_calibrated_at_each_of_the_first_steps():
@@ -633,7 +641,7 @@ def test_what_is_set_by_hand_scales_a_calibrated_rate_from_there(factor, is_incr
     held = optax_meta.Controller(
         lambda _: (), lambda m, s, h: (h, s), is_incremental=is_incremental
     )
-    rule = calibrated(held, share=0.3, growing_share=0.3, length_power=0.0)
+    rule = calibrated(held, **PLAIN)
     inside = annealed(rule, total_steps=40)
     tx = optax_meta.control_hyperparams(optax.sgd, trust_region(inside, max_share=1.0))()
 
@@ -656,7 +664,7 @@ def test_what_is_set_by_hand_scales_a_calibrated_rate_from_there(factor, is_incr
 
 def test_stages_of_a_join_may_each_be_calibrated():
     """Each finds the rate anew; where the first leaves off the second begins with a probe."""
-    stages = [calibrated(optax_meta.plateau(), share=0.3, growing_share=0.3) for _ in range(2)]
+    stages = [calibrated(optax_meta.plateau(), **PLAIN) for _ in range(2)]
     tx = optax_meta.control_hyperparams(optax.adam, optax_meta.join(stages, [10]))()
     x, shares = jnp.linspace(1.0, 2.0, 8), []
     state, update = tx.init(x), jax.jit(tx.update)

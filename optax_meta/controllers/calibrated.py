@@ -21,10 +21,13 @@ _MEMORY = 0.99
 _USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
 """Of the logarithm of the distance in a step: half of what c = 0.3 reached while all moves agree.
 Networks have it for some twenty steps; where it lasts longer the start was tiny."""
-_OVERSHOT, _SLACK, _CERTAIN, _LEAST_FACTOR, _SETTLING = 50.0, 0.01, 0.03, 0.03, 30
-"""The share falls as one over the number of steps, after the first thirty, where the mean cosine of
-the gradient with the way come is -0.03 or less, as around an optimum that was passed; it rises from
--0.01 on: in networks that still learn the cosine is within 0.003."""
+_OVERSHOT, _SLACK, _CERTAIN, _LEAST_FACTOR, _SETTLING = 50.0, 0.01, 0.05, 0.03, 60
+"""The share falls as one over the square of the number of steps, after the first sixty, where the
+mean cosine of the gradient with the way come is -0.05 or less, as around an optimum that was
+passed, and less fast above; it rises from -0.01 on: in networks that still learn the cosine is
+within 0.003. Before, gradients turn about where nothing was passed."""
+_RECENT = 3.0
+"""That mean is over about the latest third of the steps: one cosine is mostly noise."""
 _RETREAT, _RETURN = 0.5, 1.1
 """Where no step was finite the rate is halved: it may be too high. It comes back slowly, a step,
 since loss scaling skips steps that were not, but at a decision no slower than it went: ten corrupt
@@ -40,8 +43,8 @@ class CalibratedState(NamedTuple):
         values: the controller's own value, what was returned for it, and the own value before the
             first step, float[3].
         last: the distance at the last decision, the average growth of its logarithm in a step, the
-            factor that steps which are not finite left, and that left by gradients which point back
-            along the way come, float32[4].
+            factor that steps which are not finite left, that left by gradients which point back
+            along the way come, and the mean cosine of the two, float32[5].
         unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
             older ones decayed, float32[2].
         controller_state: what the controller carries.
@@ -170,7 +173,10 @@ def _dense(controller: Controller, steps: int) -> Any:
 def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
     start = hyperparams[RATE]
     start = jnp.where(start == 0.0, jnp.asarray(USUAL_RATE, start.dtype), start)
-    values, last = jnp.stack([start, start, start]), jnp.array([0.0, 0.0, 1.0, 1.0], jnp.float32)
+    values, last = (
+        jnp.stack([start, start, start]),
+        jnp.array([0.0, 0.0, 1.0, 1.0, 0.0], jnp.float32),
+    )
     unit = jnp.zeros(2, jnp.float32)
     return CalibratedState(values, last, unit, setting.controller.init(hyperparams))
 
@@ -210,29 +216,31 @@ def _own(state: CalibratedState, returned: jax.Array, given: jax.Array) -> jax.A
 
 
 def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
-    """Return what the next decision needs to know of this one, float32[4]."""
-    before, growth, kept, ahead = state.last
+    """Return what the next decision needs to know of this one, float32[5]."""
+    before, growth, kept, ahead, cosine = state.last
     back = jnp.minimum(_RETURN**metrics.num_steps, 1.0 / _RETREAT)
     kept = jnp.where(metrics.saw_finite, jnp.minimum(back * kept, 1.0), kept)
     has_moved = (state.unit[1] > 0.0) | (metrics.num_moves > 0.0)
     kept = jnp.where(~metrics.saw_finite & has_moved, _RETREAT * kept, kept)
-    ahead = _ahead(metrics, ahead)
-    return jnp.stack([metrics.distance, _growth(metrics, before, growth), kept, ahead])
+    ahead, cosine = _ahead(metrics, ahead, cosine)
+    return jnp.stack([metrics.distance, _growth(metrics, before, growth), kept, ahead, cosine])
 
 
-def _ahead(metrics: Metrics, ahead: jax.Array) -> jax.Array:
-    """Return the factor that gradients which point back along the way come leave, float32[].
+def _ahead(metrics: Metrics, ahead: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the factor that gradients which point back leave, and their cosine, float32[] each.
 
     Around an optimum x*, where moves are noise, the mean of ⟨-g, x - x₀⟩ is -tr(HΣ) for curvature H
     and the spread Σ of the positions: twice what the noise costs, which smaller moves would spare.
     """
     share = metrics.num_steps / jnp.maximum(metrics.step + 1, 1).astype(jnp.float32)
     e_folds = -jnp.log1p(-jnp.minimum(share, 0.9))  # of the number of steps, since last asked
-    cosine = jnp.clip(metrics.start_alignment, -_CERTAIN, _CERTAIN)
-    change = _OVERSHOT * e_folds * (cosine + _SLACK)
+    new = 1.0 - jnp.exp(-_RECENT * e_folds)
+    cosine = jnp.where(
+        metrics.num_moves > 0.0, cosine + new * (metrics.start_alignment - cosine), cosine
+    )
+    change = _OVERSHOT * e_folds * (jnp.clip(cosine, -_CERTAIN, _CERTAIN) + _SLACK)
     changed = jnp.clip(ahead * jnp.exp(change), _LEAST_FACTOR, 1.0)
-    has_moved = (metrics.step >= _SETTLING) & (metrics.num_moves > 0.0)
-    return jnp.where(has_moved, changed, ahead)
+    return jnp.where(metrics.step >= _SETTLING, changed, ahead), cosine
 
 
 def _share(setting: _Calibration, metrics: Metrics, growth: jax.Array) -> jax.Array:

@@ -90,7 +90,7 @@ def reinforce(
     baseline b, inside the jitted update; then the episode is cleared.
 
     A fresh policy knows nothing, and so lives inside what every good run has: a calibrated rate,
-    which forgets the start, a fall to the end where `total_steps` is known, and a trust region.
+    which forgets the start, a fall to the end where its length is known, and a trust region.
     `wrappers={}` takes these off: the classic agent, which starts from the rate it is given.
 
     Args:

@@ -94,7 +94,7 @@ def adamw_lr_wd(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
         15
     """
     source = load_policy("any-lr-v2")
-    calibrated = {**_LEARNED_INSIDE["calibrated"], "total_decay": 5.0}
+    calibrated = {**_LEARNED_INSIDE["calibrated"], "total_decay": 1.0}
     decay = actions.scale("weight_decay", (0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
     fresh = init_policy(
         jax.random.key(0),

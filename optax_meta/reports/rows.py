@@ -70,10 +70,10 @@ def method_result(rows: Sequence[Row], run: Run) -> MethodResult:
         **{name: grid.fill(name) for name in ("value", "cost", "grad_norm", "alignment")},
         "hyperparams": {name: grid.fill(name) for name in names},
         "decided": grid.decided(),
-        "num_nonfinite": grid.count("num_nonfinite"),
-        "num_spikes": grid.count("num_spikes"),
+        "num_nonfinite": grid.counts("num_nonfinite"),
+        "num_spikes": grid.counts("num_spikes"),
         "progress": np.nan_to_num(grid.fill("progress"), nan=-1.0),
-        "num_misread": grid.count("num_misread"),
+        "num_misread": grid.counts("num_misread"),
         "decision": grid.decision(),
     }
     return MethodResult(
@@ -198,7 +198,7 @@ class _Grid(NamedTuple):
         kept = np.take_along_axis(values, self.latest, axis=1)
         return np.where(self.latest < 0, np.nan, kept)
 
-    def count(self, name: str) -> np.ndarray:
+    def counts(self, name: str) -> np.ndarray:
         """Return a column of counts, int[S, T]: 0 where it has no number."""
         return np.nan_to_num(self.fill(name)).astype(int)
 

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -69,7 +70,7 @@ class Watched:
         follower = self._followers.setdefault(path, writers.Follower(path))
         if rows := follower.read():
             return rows
-        raise ValueError(f"`{path}` holds no complete row yet: wait for it")
+        raise ValueError(f"`{path}` holds no complete row yet: start the run")
 
 
 def server(folder: str | os.PathLike[str], port: int) -> ThreadingHTTPServer:
@@ -93,7 +94,7 @@ def server(folder: str | os.PathLike[str], port: int) -> ThreadingHTTPServer:
     if Path(folder).is_file():
         raise ValueError(f"`{folder}` must be a folder: pass `{Path(folder).parent}`")
     try:
-        return _Server((LOOPBACK, port), Watched(folder))
+        return _Server((LOOPBACK, port), partial(_Handler, Watched(folder)))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
@@ -107,16 +108,14 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True  # an open connection must not keep the program after Ctrl-C
 
-    def __init__(self, address: tuple[str, int], watched: Watched) -> None:
-        self.watched = watched
-        super().__init__(address, _Handler)
-
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         return
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    def __init__(self, watched: Watched, *args: Any) -> None:
+        self.watched = watched
+        super().__init__(*args)  # which answers
 
     def do_GET(self) -> None:
         # A page of another site may have its name lead here, and must not read what is trained.
@@ -128,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer()
 
     def _answer(self) -> None:
-        body, tag = self.server.watched.latest()
+        body, tag = self.watched.latest()
         is_known = self.headers.get("If-None-Match") == tag
         self.send_response(HTTPStatus.NOT_MODIFIED if is_known else HTTPStatus.OK)
         self.send_header("ETag", tag)
@@ -140,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not is_known:
             self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Keep silent: the terminal may be that of the run."""
 
 
