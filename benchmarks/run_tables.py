@@ -1,11 +1,14 @@
-"""Tables of single runs: with faults, and without a horizon."""
+"""Tables of single runs: with faults, without a horizon, and with all that befalls a real one."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 from wording import number, table, within
 
 HERE = Path(__file__).parent
+KNOWN = "known from the start"
+"""The run that all others of its length are divided by."""
 
 
 def spikes() -> str:
@@ -41,3 +44,33 @@ def no_horizon() -> str:
         rows.append((f"geometric mean, {method}", *(f"{means[s]:.3f}" for s in shares)))
     heads = ["raw" if share == "raw" else f"averaged, {share}" for share in shares]
     return table(("held-out loss over that of the sweep", *heads), rows)
+
+
+def one_run() -> str:
+    """Return where the branches of one run end, over having known their length."""
+    seeds = json.loads((HERE / "one_run.json").read_text())["seeds"]
+    means = {}
+    for runs in zip(*(seed["runs"] for seed in seeds), strict=True):
+        found = np.mean([(run["raw"], run["averaged"]) for run in runs], axis=0)
+        means[runs[0]["run"], runs[0]["steps"]] = found
+    known = {steps: raw for (name, steps), (raw, _) in means.items() if name == KNOWN}
+    rows = []
+    for (name, steps), found in sorted(means.items(), key=lambda pair: pair[0][1]):
+        ratios = [number(x / known[steps] if steps in known else None, 3) for x in found]
+        rows.append((name, str(steps), *(f"{x:.3f}" for x in found), *ratios))
+    heads = ("steps", "raw", "averaged", "raw, over known", "averaged, over known")
+    return table((f"held-out loss, mean of {len(seeds)} seeds", *heads), rows)
+
+
+def one_run_kills() -> str:
+    """Return where the process was killed and what became of it, for a sentence."""
+    seeds = json.loads((HERE / "one_run.json").read_text())["seeds"]
+    if not all(seed["is_same"] for seed in seeds):
+        raise ValueError("a run that was resumed is not the run that was left alone")
+    names = ("killed", "resumed", "compared")
+    told = (" or ".join(map(str, sorted({seed[name] for seed in seeds}))) for name in names)
+    text = (
+        "was killed after step {}; the next one went on from the checkpoint of step {}, and at "
+        "step {} its state was, bit for bit, that of a run which nobody had killed"
+    )
+    return text.format(*told)

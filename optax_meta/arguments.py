@@ -115,8 +115,8 @@ def _add_report(add_parser: _AddParser) -> None:
         "report",
         help="write the page again from the files of a run",
         description="Write report.html from the files alone: of `compare`, of `meta-train`, "
-        "finished or running, or from a folder with one *.jsonl of step rows, as "
-        "`optax_meta.writers.jsonl` writes it.",
+        "finished or running, or from a folder with *.jsonl of step rows, as "
+        "`optax_meta.writers.jsonl` writes them, one run each.",
     )
     command.add_argument("folder", metavar="DIR", help="where the files are")
     command.add_argument("--out", metavar="FILE", help="the page; DIR/report.html if left out")

@@ -367,3 +367,35 @@ def test_tuning_is_looked_at_and_not_changed(monkeypatch, tmp_path):
     assert figures["source_accuracy_at_start"] != figures["source_accuracy"]
     monkeypatch.setattr(Looking, "run", None)
     assert runs("constant", constant, 0, 0.01) == figures
+
+
+def test_branches_of_one_run_end_where_they_shall(tmp_path):
+    import one_run
+
+    setting = one_run.SETTINGS["small"]
+    training, rows = one_run.Training.of(setting, 0), tmp_path / f"{one_run.MAIN}.jsonl"
+    trunk = training.run(training.init(), 0, setting.trunk, rows)
+    found = {(b["run"], b["steps"]): b for b in one_run.branches(training, trunk, tmp_path)}
+    assert {steps for name, steps in found if name == "known from the start"} == {50, 80}
+    assert found["cooldown of 10", 50]["raw"] < found["no horizon", 40]["raw"]
+    extended = optax_meta.writers.read_rows(rows)
+    assert [row["step"] for row in extended] == [*range(1, 81)]
+    progress = np.array([row["progress"] for row in extended])
+    assert (progress[:40] == -1.0).all()
+    assert np.abs(np.diff(progress[40:])).max() < 0.06  # no jump where a horizon was set
+    assert progress[-1] > 0.97
+    page = one_run.reports.rebuild_report(tmp_path).read_text()
+    assert '"id":"progress"' in page
+    assert page.count("extended.jsonl") == 1
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("optimized")
+def test_one_run_is_killed_and_goes_on_at_the_same_bits(tmp_path, monkeypatch):
+    import one_run
+
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # as `optimized` does here
+    jax.clear_caches()
+    found = one_run.judged("small", 0, tmp_path)
+    assert found["killed"] >= 25 > found["resumed"] > 0
+    assert found["is_same"]

@@ -18,6 +18,7 @@ from optax_meta.reports import folder as reports
 from optax_meta.reports.rows import losses_to_draw, method_result, step_rows
 
 NO_FILE = ["../../../victim", "a/../../../../victim", "", "a\\b", "a\0b", "\ud800"]
+STEP = '{"step": 1, "decided": false, "value": 2.0, "learning_rate": 0.1}\n'
 OUTSIDE = [*NO_FILE, ".", "..", "x" * 300]
 
 
@@ -128,11 +129,29 @@ def test_a_running_meta_training(log, tmp_path):
     assert charts_of(page)["fall"]["series"][0]["x"] == list(range(1, 9))
 
 
+def test_several_files_are_runs_side_by_side(tmp_path):
+    """A trunk without a horizon, and what was made of it: cooled down."""
+    trunk = [json.loads(STEP) | {"step": t, "progress": -1.0} for t in range(1, 41)]
+    cooled = [trunk[0] | {"step": t, "progress": (t - 41) / 20} for t in range(41, 61)]
+    for name, rows in (("trunk", trunk), ("cooled", trunk + cooled)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    check_page(page)
+    found = charts_of(page)
+    assert [series["name"] for series in found["loss"]["series"]] == ["cooled", "trunk"]
+    [progress] = found["progress"]["series"]  # the trunk has none
+    assert progress["name"] == "cooled"
+    assert progress["y"] == [None] * 40 + [row["progress"] for row in cooled]
+    assert "60 steps, 1 run" in page
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({}, "must hold results.json"),
-        ({"a.jsonl": "{}\n", "b.jsonl": "{}\n"}, "or one file of step rows, got 2 *.jsonl"),
+        ({"a.jsonl": STEP, "b.jsonl": "{}\n"}, "b.jsonl` must hold rows of steps"),
+        ({"a.jsonl": STEP, "b.jsonl": '{"update": 1}\n'}, "b.jsonl` must hold rows of steps"),
         ({"a.jsonl": "{}\n"}, "a row of steps needs at least step, decided, and value or loss"),
         ({"a.jsonl": ""}, "holds no complete row yet"),
         ({"a.jsonl": "{\n{}\n"}, "line 1 of"),

@@ -182,8 +182,9 @@ def test_errors():
 
 def test_the_page_tells_which_steps_leapt():
     rows = recording.flatten(trainer("record")(*leapt())[1][1])
-    assert leaps(method_result(rows, {})) == [LEAPS_AT + 1]
-    html = page.run_page("mine", "mine.jsonl", rows)
+    result = method_result(rows, {})
+    assert leaps(result) == [LEAPS_AT + 1]
+    html = page.run_page("mine", {"mine.jsonl": result})
     assert f"a loss or a gradient leapt: {LEAPS_AT + 1}." in html
     assert f'"leaps":[{LEAPS_AT + 1}]' in html.replace(" ", "")
 

@@ -10,6 +10,7 @@ from optax_meta.base import Hyperparams
 from optax_meta.meta.evaluation import MethodResult
 from optax_meta.recording import Decision
 from optax_meta.reports import curves
+from optax_meta.reports.rows import is_replanned
 
 # A screen is some 1000 pixels wide: three points a pixel lose nothing that could be seen.
 MAX_POINTS = 3000
@@ -163,6 +164,27 @@ def hyperparam_charts(methods: Mapping[str, MethodResult]) -> list[Chart]:
         return _chart(hyperparam, label, label, series)
 
     return list(map(chart, names))
+
+
+def progress_charts(methods: Mapping[str, MethodResult]) -> list[Chart]:
+    """Return the chart of progress, seed 0 of each; none where it rises evenly for all.
+
+    Example:
+        >>> rows = [{"step": 1, "decided": False, "loss": 2.0}]
+        >>> methods = {"mine": optax_meta.reports.rows.method_result(rows, {})}
+        >>> optax_meta.reports.charts.progress_charts(methods)
+        []
+    """
+    if not any(map(is_replanned, methods.values())):
+        return []
+    series: list[Series] = []
+    for i, (name, result) in enumerate(methods.items()):
+        progress = np.asarray(result.records.progress, np.float64)[0]
+        if (progress >= 0.0).any():
+            line = _line(np.where(progress < 0.0, np.nan, progress), MAX_POINTS)
+            series.append({"name": name, "style": i, **line, "others": []})
+    chart = _chart("progress", "progress", "share of the run that is over", series)
+    return [{**chart, "log": False}]
 
 
 def points(x: np.ndarray, y: np.ndarray) -> Points:

@@ -3,15 +3,17 @@
 Needs the extra `report`.
 """
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from optax_meta import writers
 from optax_meta.meta.evaluation import Comparison
 from optax_meta.recording import Row
 from optax_meta.reports import files, page
+from optax_meta.reports.rows import method_result
 
 Read = Callable[[Path], list[Row]]
 """How the rows of a file are read."""
@@ -95,7 +97,8 @@ def rebuild_report(folder: str | os.PathLike[str], out: str | None = None) -> Pa
 
     Args:
         folder: one that `optax-meta compare` or `optax-meta meta-train` wrote, running or not, or
-            one with a single `*.jsonl` of step rows, as `optax_meta.writers.jsonl` writes it.
+            one with `*.jsonl` of step rows, as `optax_meta.writers.jsonl` writes them: several are
+            runs side by side, each by the name of its file.
         out: path of the page; None for `report.html` in the folder.
 
     Returns:
@@ -142,21 +145,16 @@ def page_of(folder: Path, *, read: Read = writers.read_rows, is_live: bool = Fal
         Traceback (most recent call last):
         ValueError: `/proc` must hold results.json ...
     """
-    source = _source(folder)
-    if source is None:
-        logs = len(list(folder.glob("*.jsonl")))
+    sources = _sources(folder)
+    if not sources:
         raise ValueError(
             f"`{folder}` must hold results.json (of `optax-meta compare`), log.jsonl (of "
-            f"`optax-meta meta-train`) or one file of step rows, got {logs} *.jsonl{_hint(folder)}"
+            f"`optax-meta meta-train`) or *.jsonl of step rows{_hint(folder)}"
         )
-    if source.name == "results.json":
+    if sources[0].name == "results.json":
         return page.comparison_page(files.read_comparison(folder), is_live=is_live)
-    rows = read(source)
-    try:
-        return _page_of_rows(source, rows, is_live=is_live)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        kinds = "rows of steps or of updates"
-        raise ValueError(f"`{source}` must hold {kinds}: {files.reason(error)}") from error
+    rows = {source: read(source) for source in sources}
+    return _page_of_rows(rows, is_live=is_live)
 
 
 def _replace(new: Path, folder: Path, comparison: Comparison) -> None:
@@ -168,26 +166,41 @@ def _replace(new: Path, folder: Path, comparison: Comparison) -> None:
         path.replace(folder / path.relative_to(new))
 
 
-def _page_of_rows(source: Path, rows: list[Row], *, is_live: bool) -> str:
-    name = source.absolute().parent.name or source.stem
-    # Both are called log.jsonl by someone: the columns say what they are.
-    make = page.log_page if "update" in rows[0] else page.run_page
-    return make(name, source.name, rows, is_live=is_live)
+@contextlib.contextmanager
+def _blamed(source: Path) -> Iterator[None]:
+    """Say of which file it is that something is wrong."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        kinds = "rows of steps or of updates"
+        raise ValueError(f"`{source}` must hold {kinds}: {files.reason(error)}") from error
 
 
-def _source(folder: Path) -> Path | None:
-    """Return the file that a folder's page is made from, if there is one."""
+def _page_of_rows(rows: dict[Path, list[Row]], *, is_live: bool) -> str:
+    first = next(iter(rows))
+    name = first.absolute().parent.name or first.stem
+    results = {}
+    for source, found in rows.items():
+        with _blamed(source):
+            # Both are called log.jsonl by someone: the columns say what they are.
+            if len(rows) == 1 and "update" in found[0]:
+                return page.log_page(name, source.name, found, is_live=is_live)
+            results[source.name] = method_result(found, {})
+    return page.run_page(name, results, is_live=is_live)
+
+
+def _sources(folder: Path) -> list[Path]:
+    """Return the files that a folder's page is made from."""
     # The records of a comparison lie in a folder of their own, so that theirs are not taken for it.
     for pattern in ("results.json", "log.jsonl", "*.jsonl"):
-        found = list(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-    return None
+        if found := sorted(folder.glob(pattern)):
+            return found
+    return []
 
 
 def _hint(folder: Path) -> str:
     """Return where inside a folder there is a source, empty where there is none."""
-    runs = [path for path in sorted(folder.iterdir()) if path.is_dir() and _source(path)]
+    runs = [path for path in sorted(folder.iterdir()) if path.is_dir() and _sources(path)]
     return f"; pass a folder inside it, such as `{runs[0]}`" if runs else ""
 
 

@@ -13,7 +13,6 @@ from optax_meta.recording import Row
 from optax_meta.reports import charts
 from optax_meta.reports.log_charts import log_pictures
 from optax_meta.reports.pictures import Picture, comparison_pictures, run_pictures
-from optax_meta.reports.rows import method_result
 from optax_meta.reports.table import Table, result_table, verdict
 
 
@@ -60,35 +59,38 @@ def comparison_page(comparison: Comparison, *, is_live: bool = False) -> str:
     )
 
 
-def run_page(name: str, file: str, rows: Sequence[Row], *, is_live: bool = False) -> str:
-    """Return the page of one method's runs.
+def run_page(name: str, results: Mapping[str, MethodResult], *, is_live: bool = False) -> str:
+    """Return the page of runs of one's own.
 
     Args:
-        name: of the runs.
-        file: that the rows come from.
-        rows: one a step.
+        name: of all of them.
+        results: by the names of the files that they come from; at least one.
         is_live: whether the page asks for itself again, as `optax-meta watch` serves it.
-
-    Raises:
-        ValueError: they are no rows of steps.
 
     Example:
         >>> rows = [{"step": 1, "decided": False, "loss": 2.0, "learning_rate": 0.1}]
-        >>> "1 steps, 1 run." in optax_meta.reports.page.run_page("mine", "mine.jsonl", rows)
+        >>> results = {"mine.jsonl": optax_meta.reports.rows.method_result(rows, {})}
+        >>> "1 steps, 1 run." in optax_meta.reports.page.run_page("mine", results)
         True
     """
-    result = method_result(rows, {})
-    seeds, steps = result.losses.shape
+    sizes = {file: _size(result) for file, result in results.items()}
+    is_one = len(results) == 1
+    shown = {name if is_one else Path(file).stem: result for file, result in results.items()}
     return _render(
         _Page(
-            title=f"Run: {name}",
-            verdict=f"{steps} steps, {seeds} {'run' if seeds == 1 else 'runs'}.",
-            pictures=list(run_pictures({name: result})),
-            setting=[("file", file), ("steps", str(steps)), ("runs", str(seeds))],
-            note="Made from the rows of this file alone.",
+            title=f"{'Run' if is_one else 'Runs'}: {name}",
+            verdict=f"{next(iter(sizes.values()))}." if is_one else f"{len(results)} runs.",
+            pictures=list(run_pictures(shown)),
+            setting=list(sizes.items()),
+            note=f"Made from the rows of {'this file' if is_one else 'these files'} alone.",
             is_live=is_live,
         )
     )
+
+
+def _size(result: MethodResult) -> str:
+    seeds, steps = result.losses.shape
+    return f"{steps} steps, {seeds} {'run' if seeds == 1 else 'runs'}"
 
 
 def log_page(name: str, file: str, rows: Sequence[Row], *, is_live: bool = False) -> str:

@@ -125,7 +125,14 @@ def _timelines(methods: Mapping[str, MethodResult], seeds: int, *, knows: bool) 
         caption += " Bold: the first seed; “all seeds” adds the others faintly."
     if len(methods) > 1:
         caption += " Methods that leave a hyperparameter alone have no line for it."
-    return Picture("What the controllers did", caption, charts.hyperparam_charts(methods))
+    progress = charts.progress_charts(methods)
+    if progress:
+        caption += (
+            " Progress is the share of the run that is over, as controllers see it: it bends where "
+            "a horizon was set, extended or cut, and has no line where none was known."
+        )
+    drawn = [*charts.hyperparam_charts(methods), *progress]
+    return Picture("What the controllers did", caption, drawn)
 
 
 def _probabilities(policies: Mapping[str, MethodResult], seeds: int) -> Picture:

@@ -118,6 +118,34 @@ def leaps(result: MethodResult) -> list[int]:
     return (np.flatnonzero((np.diff(totals, prepend=0, axis=1) > 0).any(axis=0)) + 1).tolist()
 
 
+def is_replanned(result: MethodResult, tolerance: float = 0.02) -> bool:
+    """Return whether the progress of the first seed is known, but does not rise evenly from 0.
+
+    Its horizon has changed then or became known late, or progress was passed that is uneven.
+
+    Args:
+        result: of a method.
+        tolerance: by which progress may be off; of rows that leave out steps it rises in stairs.
+
+    Example:
+        >>> rows = [{"step": t, "decided": False, "loss": 2.0} for t in range(1, 101)]
+        >>> told = [row | {"progress": (row["step"] - 1) / 100} for row in rows]
+        >>> cut = told[:50] + [row | {"progress": row["step"] / 75 - 0.167} for row in rows[50:]]
+        >>> method_result = optax_meta.reports.rows.method_result
+        >>> [optax_meta.reports.rows.is_replanned(method_result(x, {})) for x in (rows, told, cut)]
+        [False, False, True]
+    """
+    progress = np.asarray(result.records.progress)[0]
+    progress = progress[~_is_padding(result.records)[0]]
+    (under_way,) = np.nonzero((progress > 0.0) & (progress < 1.0))
+    if not under_way.size:
+        return False
+    # Of a run of one length: that at which it was last seen to go on.
+    length = under_way[-1] / progress[under_way[-1]]
+    even = np.minimum(np.arange(progress.size) / length, 1.0)
+    return bool((np.abs(progress - even) > tolerance).any())
+
+
 def _steps_of(rows: Sequence[Row]) -> list[Row]:
     """Return the rows after an update; row 0, before the first, has nothing to draw."""
     # The rows of a single run, as `writers.jsonl` writes them, number no seed.
