@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from real_tables import half_losses, half_scores, large_gpts, ratios, tunings
-from run_tables import no_horizon, one_run, one_run_kills, spikes
+from run_tables import no_horizon, one_run, one_run_kills, replanned, spikes
 from wording import label, made_with, number, plus_minus, table, within
 
 HERE = Path(__file__).parent
@@ -421,6 +421,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "spikes": spikes,
     "no_horizon": no_horizon,
     "one_run": one_run,
+    "replanned": replanned,
     "one_run_kills": one_run_kills,
     "data_switch": data_switch,
     "weight_decay": weight_decay,
