@@ -88,7 +88,7 @@ def test_no_buffer_of_the_parameters_size(name):
 def test_state_leaves(name):
     inject, _ = overhead.state_size(optax.inject_hyperparams(optax.adamw)(1e-3))
     ours, _ = overhead.state_size(overhead.METHODS[name]())
-    assert ours <= inject + 10
+    assert ours <= inject + 12  # of which three wrappers have five
 
 
 def test_the_count_is_xlas():

@@ -102,7 +102,7 @@ def test_graft_takes_what_is_there_and_names_what_is_not(tmp_path):
         checkpointer.save(tmp_path / "old", carry[1])
         checkpointer.wait_until_finished()
         saved = checkpointer.restore(tmp_path / "old")
-    inside = "controller_state/" * 3  # two wrappers go around the agent
+    inside = "controller_state/" * 4  # three wrappers go around the agent
     agent = functools.reduce(operator.getitem, inside.split("/")[:-1], saved)
     del agent["before"]
     agent["gone"] = np.zeros(3)

@@ -155,7 +155,10 @@ def test_a_taken_port_and_a_file_are_one_line(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_it(tmp_path):
-    command = [sys.executable, "-m", "optax_meta", "watch", str(tmp_path), "--port", "0"]
+    # A shell that runs the tests in the background has its children ignore SIGINT.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from optax_meta.cli import main; main()"
+    command = [sys.executable, "-c", code, "watch", str(tmp_path), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         address = process.stdout.readline()
