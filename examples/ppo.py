@@ -18,8 +18,7 @@ import optax_meta
 
 ENVS, LENGTH, UPDATES = 16, 64, 16  # UPDATES of 256 steps each in a round
 DISCOUNT, LAMBDA, CLIP = 0.99, 0.95, 0.2
-GYMNAX: Any = importlib.import_module("gymnax")  # it asks for jax < 0.12
-ENV, _ = GYMNAX.make("CartPole-v1")
+ENV, _ = importlib.import_module("gymnax").make("CartPole-v1")  # it asks for jax < 0.12
 NET: Any = nn.Sequential([nn.Dense(64), nn.tanh, nn.Dense(64), nn.tanh, nn.Dense(3)])
 
 
