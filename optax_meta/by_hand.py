@@ -15,8 +15,8 @@ from jax.core import Tracer
 from optax_meta import tracking
 from optax_meta.checks import Number, check_whole, is_real_scalar
 from optax_meta.horizon import planned
+from optax_meta.metrics import LARGEST
 from optax_meta.state import (
-    LARGEST,
     ByHand,
     ControlState,
     find_control_states,

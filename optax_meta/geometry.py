@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_meta.metrics import LARGEST
 from optax_meta.tracking import Distance
 
 SIZE_OF_ZEROS = 0.1
@@ -23,7 +24,6 @@ saddle, the bound does not hold, and the estimate would run away within three st
 _LEAST_SHARE = 1e-2
 """The size that the first distance is a share of is at least this share of the root mean square,
 where all gradients are those of parameters near zero, such as biases."""
-_LARGEST = float(np.finfo(np.float32).max)
 _REACH = 1e30
 """No sum over a run is larger than this."""
 
@@ -117,8 +117,8 @@ def compare(
     moved = Geometry(
         alignment=_cosine(sums.slope_move, sums.moved_slope, sums.move),
         persistence=_cosine(sums.move_last, sums.move, sums.last_move),
-        update_norm=jnp.minimum(scale * jnp.sqrt(sums.move), _LARGEST),
-        param_norm=jnp.minimum(param_norm, _LARGEST),
+        update_norm=jnp.minimum(scale * jnp.sqrt(sums.move), LARGEST),
+        param_norm=jnp.minimum(param_norm, LARGEST),
         start_alignment=_cosine(sums.slope_way, sums.moved_slope, sums.way),
         update_rms=scale * jnp.sqrt(sums.moved_move / count),
         displacement=scale * jnp.sqrt(sums.way / count),

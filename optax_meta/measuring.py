@@ -15,11 +15,11 @@ import numpy as np
 from optax_meta.base import Tree
 from optax_meta.geometry import SIZE_OF_ZEROS, Geometry, Samples, compare
 from optax_meta.guards import shrinkage
+from optax_meta.metrics import LARGEST
 from optax_meta.sampling import inexact, roots, sample, sizes
 from optax_meta.tracking import Distance, Measured, Statistics
 
 NUM_SAMPLES = len(Samples._fields)
-_LARGEST = float(np.finfo(np.float32).max)
 _SMALL = 1024
 """Leaves below this size are read again for less than it costs to keep them apart."""
 
@@ -80,7 +80,7 @@ def measure(
         )
     # Before the first finite step there is no loss to compare with.
     has_last = step.astype(jnp.float32) > known.total_nonfinite
-    change = jnp.minimum(jnp.abs(value - known.last.value), _LARGEST)
+    change = jnp.minimum(jnp.abs(value - known.last.value), LARGEST)
     change = jnp.where(has_last, change, 0.0)
     measured = Measured(value, cost, grad_norm, *seen, value_change=change)
     # No gradient flows through what is measured: that of a norm at zero is nan.

@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Stands for a number without a bound: a state that holds no infinity can be searched for one."""
 USUAL_RATE = 1e-3
 """A learning rate that is seldom far wrong, for where nothing better is known yet."""
 USUAL_STEPS = 1000.0

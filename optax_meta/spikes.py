@@ -4,11 +4,13 @@ The rule has no scale: it compares with a running mean and a running deviation, 
 the logarithm of the gradient norm, in which noise is heavy-tailed no more.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from optax_meta.metrics import LARGEST
 
 ALARM_STEPS = 20
 """So many finite steps come first without an alarm: what is usual is not known yet."""
@@ -28,8 +30,7 @@ _LEAST_RISE = 0.5
 """And by so much of the mean loss, since in a full batch next to nothing deviates."""
 _LEAST_FACTOR = 4.0
 """And to so many times the mean gradient norm."""
-_LARGEST = float(np.finfo(np.float32).max)
-_LARGEST_LOG = float(np.log(np.finfo(np.float32).max))
+_LARGEST_LOG = math.log(LARGEST)
 
 
 class Spikes(NamedTuple):
@@ -85,7 +86,7 @@ def limits(known: Spikes) -> Limits:
     log_rise = jnp.maximum(_DEVIATIONS * known.log_norm_deviation, jnp.log(_LEAST_FACTOR))
     log_norm = jnp.minimum(known.log_norm + log_rise, _LARGEST_LOG)
     found = Limits(known.value + rise, jnp.exp(log_norm))
-    return Limits(*(jnp.where(known.num_usual < ALARM_STEPS, _LARGEST, x) for x in found))
+    return Limits(*(jnp.where(known.num_usual < ALARM_STEPS, LARGEST, x) for x in found))
 
 
 def watch(
@@ -129,7 +130,7 @@ def _usual(known: Spikes, value: jax.Array, log_norm: jax.Array, *, is_new: jax.
     of_mean = jnp.where(is_new, 1.0, weight)
     deviation = jnp.minimum(jnp.abs(value - known.value), _LARGEST_DEVIATION)
     log_deviation = jnp.abs(log_norm - known.log_norm)
-    most = jnp.where(known.num_usual < ALARM_STEPS, _LARGEST, _MOST * known.log_norm_deviation)
+    most = jnp.where(known.num_usual < ALARM_STEPS, LARGEST, _MOST * known.log_norm_deviation)
     # At the first step nothing deviates from anything.
     has_mean = known.num_usual > 0.0
     deviation, log_deviation = (

@@ -10,9 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optax_meta.base import Hyperparams, State, Tree
-
-LARGEST = float(np.finfo(np.float32).max)
-"""Stands for infinity where everything that is stored is to be finite."""
+from optax_meta.metrics import LARGEST
 
 
 class ByHand(NamedTuple):
