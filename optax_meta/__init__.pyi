@@ -26,6 +26,7 @@ from optax_meta.controllers.hypergradient import hypergradient as hypergradient
 from optax_meta.controllers.join import join as join
 from optax_meta.controllers.learned import learned as learned
 from optax_meta.controllers.plateau import plateau as plateau
+from optax_meta.controllers.reinforce import classic_reinforce as classic_reinforce
 from optax_meta.controllers.reinforce import extract_policy as extract_policy
 from optax_meta.controllers.reinforce import reinforce as reinforce
 from optax_meta.controllers.trust_region import trust_region as trust_region
@@ -35,6 +36,7 @@ from optax_meta.deciding import decide as decide
 from optax_meta.meta import families as families
 from optax_meta.meta import protocol as protocol
 from optax_meta.meta import tasks as tasks
+from optax_meta.meta.across import across_runs as across_runs
 from optax_meta.meta.episodes import Trajectory as Trajectory
 from optax_meta.meta.episodes import rollout as rollout
 from optax_meta.meta.evaluation import compare as compare

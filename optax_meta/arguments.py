@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_compare(commands.add_parser)
     _add_meta_train(commands.add_parser)
+    _add_fine_tune(commands.add_parser)
     _add_report(commands.add_parser)
     _add_watch(commands.add_parser)
     return top
@@ -110,6 +111,38 @@ def _add_meta_train(add_parser: _AddParser) -> None:
     command.add_argument("--out", default="optax-meta-policy", help="folder for the run")
 
 
+def _add_fine_tune(add_parser: _AddParser) -> None:
+    command = add_parser(
+        "fine-tune",
+        help="tune a policy to a task of your own",
+        description="Train a task of your own again and again for a few hundred steps, learn from "
+        "how the runs end by how much a policy should do otherwise there, and write the policy to "
+        "DIR/TASK.policy. A run that was stopped goes on where it was when it is started again "
+        "with the same folder.",
+        formatter_class=_Help,
+    )
+    command.add_argument(
+        "--task",
+        required=True,
+        metavar="FILE:FUNCTION",
+        help="a function without arguments in a Python file, which returns an "
+        "optax_meta.tasks.Task; or the name of a built-in task",
+    )
+    command.add_argument("--policy", default="any-lr-v2", help="name or path of what to begin with")
+    command.add_argument(
+        "--optimizer",
+        default="adamw",
+        type=_optimizer,
+        metavar="NAME[=JSON]",
+        help="a function of optax or optax.contrib, with arguments as in "
+        """'sgd={"momentum": 0.9}'""",
+    )
+    command.add_argument("--steps", type=_at_least(1), default=500, help="steps in a run")
+    command.add_argument("--groups", type=_at_least(1), default=16, help="of four runs each")
+    command.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
+    command.add_argument("--out", default="optax-meta-tuned", help="folder for the run")
+
+
 def _add_report(add_parser: _AddParser) -> None:
     command = add_parser(
         "report",
@@ -171,6 +204,17 @@ def _config(text: str) -> tuple[str, Any]:
         return name, json.loads(config)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be NAME=JSON, got {text!r}") from None
+
+
+def _optimizer(text: str) -> tuple[str, dict[str, Any]]:
+    name, given, config = text.partition("=")
+    try:
+        arguments = json.loads(config) if given else {}
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise argparse.ArgumentTypeError(f"must be NAME or NAME=JSON, got {text!r}")
+    return name, arguments
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -79,9 +79,9 @@ class Controller(NamedTuple):
         decisions_per_run: where the length of the run is only known while it goes on, as by
             `set_horizon` or a progress that is passed, so many evenly spaced decisions replace the
             interval; 0 for the interval.
-        is_incremental: whether it moves the values that it is given, as a policy does, rather than
-            setting them. A wrapper that clips gives such a one back what was left, lest its values
-            wander off to where the optimizer does not follow.
+        incremental: names of the hyperparameters whose given values it moves, as most policies do,
+            rather than setting them. A wrapper that clips gives back what was left of these, lest
+            they wander off to where the optimizer does not follow.
         origin: the call that made it, for `optax_meta.to_config`; None for one written by hand.
 
     Example:
@@ -106,7 +106,7 @@ class Controller(NamedTuple):
     total_steps: Any = None
     default_start: Mapping[str, float] = {}
     decisions_per_run: int = 0
-    is_incremental: bool = False
+    incremental: tuple[str, ...] = ()
     origin: "Origin | None" = None
 
     def next_due(self, step: Step) -> Step:

@@ -321,5 +321,20 @@ def _count(card: dict[str, Any], name: str) -> int:
     return card[name]
 
 
+def digest(policy: Policy) -> str:
+    """Return what tells the parameters of a policy from others, as its card holds it.
+
+    Args:
+        policy: any.
+
+    Example:
+        >>> optax_meta.checkpoints.digest(optax_meta.load_policy("any-lr-v2"))[:8] == (
+        ...     optax_meta.checkpoints.read_card("any-lr-v2")["sha256"][:8]
+        ... )
+        True
+    """
+    return _digest(np.asarray(ravel_pytree(policy.params)[0], np.float32))
+
+
 def _digest(params: np.ndarray) -> str:
     return hashlib.sha256(params.astype("<f4").tobytes()).hexdigest()

@@ -175,6 +175,31 @@ def _meta_train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fine_tune(options: argparse.Namespace) -> int:
+    _require("fine-tune", "meta", "rich", "sklearn", "orbax")
+    from optax_meta.meta import own_tasks, tuning
+    from optax_meta.reports.terminal import progress_bar
+
+    task = own_tasks.load_task(options.task)
+    optimizer = own_tasks.load_optimizer(*options.optimizer)
+    folder = Path(options.out)
+    if not sys.stderr.isatty():
+        _say(f"compiling takes a minute; then `{folder / 'log.jsonl'}` gets a row after each group")
+    length = {"steps": options.steps, "groups": options.groups, "seed": options.seed}
+    with progress_bar() as show:
+        tune = partial(tuning.fine_tune, task, folder, options.policy, optimizer=optimizer)
+        try:
+            tuned = _interruptible(partial(tune, **length, progress=show))
+        except KeyboardInterrupt:
+            _say("stopped; the same command goes on after the last group that was finished")
+            return _STOPPED
+    before, after = (", ".join(f"{x:.4g}" for x in losses) for losses in tuned[1:3])
+    print(f"Held-out loss on other seeds: {before} before, {after} tuned")  # noqa: T201
+    print(f"Policy: {tuned.path}")  # noqa: T201
+    _write_page(folder)
+    return 0
+
+
 def _mesh(options: argparse.Namespace) -> "Mesh":
     """Return all devices of all hosts as one row, among which the groups of tasks are shared."""
     devices = options.devices or (2 if options.distributed is None else 1)
@@ -249,6 +274,7 @@ def _require(command: str, extra: str, *modules: str) -> None:
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "compare": _compare,
+    "fine-tune": _fine_tune,
     "meta-train": _meta_train,
     "report": _report,
     "watch": _watch,

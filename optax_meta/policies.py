@@ -102,15 +102,18 @@ class Policy(NamedTuple):
         """
         return actions.log_probs(self.action_space, self.network.apply(params, observation))  # pyright: ignore[reportArgumentType]
 
-    def apply(self, action: jax.Array, metrics: Metrics, hyperparams: Hyperparams) -> Hyperparams:
+    def apply(
+        self, action: jax.Array, last_action: jax.Array, metrics: Metrics, hyperparams: Hyperparams
+    ) -> Hyperparams:
         """Return the hyperparameters after an action; after the end of the run, the same.
 
         Args:
             action: int32[].
+            last_action: that of the decision before, int32[]; -1 for none.
             metrics: the run since the last decision.
             hyperparams: the policy's own so far.
         """
-        moved = actions.apply(self.action_space, action, hyperparams)
+        moved = actions.apply(self.action_space, action, hyperparams, last_action)
         return {
             name: jnp.where(metrics.is_over, hyperparams[name], new) for name, new in moved.items()
         }
@@ -162,7 +165,7 @@ class Policy(NamedTuple):
             needs_alignment=self.encoder.needs_alignment,
             total_steps=total_steps,
             decisions_per_run=spaced,
-            is_incremental=True,
+            incremental=self.action_space.increments,
         )
 
 

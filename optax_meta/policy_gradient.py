@@ -87,6 +87,23 @@ def entropy(log_probs: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.where(probs > 0.0, probs * log_probs, 0.0), axis=-1)
 
 
+def divergence(log_probs: jax.Array, other: jax.Array) -> jax.Array:
+    """Return KL(π‖π') = Σₐ π(a) (log π(a) - log π'(a)) in nats.
+
+    Args:
+        log_probs: of π, normalized, float32[…, A]; may hold -inf.
+        other: of π', likewise, finite wherever π is not zero.
+
+    Returns:
+        float32[…].
+
+    >>> print(divergence(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))).round(4))
+    0.1438
+    """
+    probs = jnp.exp(log_probs)
+    return jnp.sum(jnp.where(probs > 0.0, probs * (log_probs - other), 0.0), axis=-1)
+
+
 def policy_loss(
     log_probs_t: jax.Array,
     a_t: jax.Array,

@@ -636,11 +636,9 @@ def test_values_below_zero_are_clipped_alike(start):
 
 
 @pytest.mark.parametrize("factor", [0.25, 2.0])
-@pytest.mark.parametrize("is_incremental", [False, True])
-def test_what_is_set_by_hand_scales_a_calibrated_rate_from_there(factor, is_incremental):
-    held = optax_meta.Controller(
-        lambda _: (), lambda m, s, h: (h, s), is_incremental=is_incremental
-    )
+@pytest.mark.parametrize("incremental", [(), ("learning_rate",)])
+def test_what_is_set_by_hand_scales_a_calibrated_rate_from_there(factor, incremental):
+    held = optax_meta.Controller(lambda _: (), lambda m, s, h: (h, s), incremental=incremental)
     rule = calibrated(held, **PLAIN)
     inside = annealed(rule, total_steps=40)
     tx = optax_meta.control_hyperparams(optax.sgd, trust_region(inside, max_share=1.0))()

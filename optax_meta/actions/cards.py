@@ -3,19 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from optax_meta.actions.moves import add, log_step, scale
-from optax_meta.actions.spaces import ActionSpace, factored, joint
+from optax_meta.actions.moves import add, level, log_step, scale
+from optax_meta.actions.spaces import ActionSpace, factored, joint, ordered
 from optax_meta.checks import chosen
 
-_MOVES = {"scale": scale, "add": add, "log": log_step}
+_MOVES = {"scale": scale, "add": add, "log": log_step, "level": level}
 
 
 def space_of(card: Mapping[str, Any]) -> ActionSpace:
     """Return the action space that a card describes.
 
     Args:
-        card: "moves", each with "hyperparam", "kind" ("scale", "add" or "log"), "amounts" and
-            "bounds"; "factored".
+        card: "moves", each with "hyperparam", "kind" ("scale", "add", "log" or "level"), "amounts"
+            and "bounds"; "factored"; "spread", 0 where it is left out.
 
     Raises:
         KeyError: something is missing.
@@ -29,6 +29,8 @@ def space_of(card: Mapping[str, Any]) -> ActionSpace:
     for move in card["moves"]:
         make = chosen("move", _MOVES, move["kind"])
         moves.append(make(move["hyperparam"], move["amounts"], bounds=move["bounds"]))
+    if spread := card.get("spread"):
+        return ordered(*moves, spread=spread)
     return (factored if card["factored"] else joint)(*moves)
 
 
@@ -46,4 +48,5 @@ def card_of(space: ActionSpace) -> dict[str, Any]:
         {**move._asdict(), "amounts": list(move.amounts), "bounds": list(move.bounds)}
         for move in space.moves
     ]
-    return {"factored": space.factored, "moves": moves}
+    spread = {"spread": space.spread} if space.spread else {}
+    return {"factored": space.factored, **spread, "moves": moves}

@@ -16,8 +16,8 @@ class Move(NamedTuple):
 
     Attributes:
         hyperparam: its name.
-        kind: "scale", "add" or "log".
-        amounts: factors for "scale", increments for "add", natural-log steps for "log".
+        kind: "scale", "add", "log" or "level".
+        amounts: factors for "scale" and "level", increments for "add", natural-log steps for "log".
         bounds: smallest and largest value allowed.
 
     Example:
@@ -100,7 +100,45 @@ def log_step(hyperparam: str, steps: Sequence[float], *, bounds: Bounds = (1e-8,
     return _move(hyperparam, "log", steps, bounds)
 
 
-_HOLD = {"scale": 1.0, "add": 0.0, "log": 0.0}
+def level(
+    hyperparam: str,
+    factors: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0),
+    *,
+    bounds: Bounds = (1e-12, 1e6),
+) -> Move:
+    """Set a hyperparameter to one of `factors` times what it would be if nobody chose.
+
+    Unlike a factor that was applied, a level is left again: choices do not add up, so that their
+    logarithm cannot wander off.
+
+    Args:
+        hyperparam: its name in the optimizer's factory.
+        factors: each in (0, 1000]; 1 for what the wrappers would do, or for the start.
+        bounds: smallest and largest value allowed; what they clip stays clipped.
+
+    Returns:
+        A `Move`.
+
+    Raises:
+        ValueError: no factor, one out of range, or crossed bounds.
+
+    Source: few arms that are rates, not changes of them, H. Donâncio et al., "Dynamic Learning Rate
+    for Deep Reinforcement Learning: A Bandit Approach", https://arxiv.org/abs/2410.12598.
+
+    Example:
+        >>> optax_meta.actions.level("learning_rate").amounts
+        (0.25, 0.5, 1.0, 2.0, 4.0)
+    """
+    return scale(hyperparam, factors, bounds=bounds)._replace(kind="level")
+
+
+_HOLD = {"scale": 1.0, "add": 0.0, "log": 0.0, "level": 1.0}
+
+
+def positions(move: Move) -> np.ndarray:
+    """Return how far from hold each choice lies, in nats, float64[choices]; not for increments."""
+    amounts = np.asarray(move.amounts)
+    return amounts if move.kind == "log" else np.log(amounts)
 
 
 def hold_choice(move: Move) -> int | None:
@@ -113,16 +151,26 @@ def label(move: Move, amount: float) -> str:
     """Return a short name for a choice, empty for the one that changes nothing."""
     if amount == _HOLD[move.kind]:
         return ""
-    effect = {"scale": f"×{amount:.3g}", "add": f"{amount:+g}", "log": f"×e^{amount:g}"}[move.kind]
+    effect = {
+        "scale": f"×{amount:.3g}",
+        "add": f"{amount:+g}",
+        "log": f"×e^{amount:g}",
+        "level": f"at ×{amount:.3g}",
+    }[move.kind]
     return f"{move.hyperparam} {effect}"
 
 
-def apply_move(move: Move, choice: np.ndarray, action: jax.Array, value: jax.Array) -> jax.Array:
+def apply_move(
+    move: Move, choice: np.ndarray, action: jax.Array, last_action: jax.Array, value: jax.Array
+) -> jax.Array:
     """Apply a move, of which `choice` says for each action what it does."""
     value = jnp.asarray(value)
     amounts = np.asarray(move.amounts)[choice]
-    effects = np.exp(amounts) if move.kind == "log" else amounts
-    amount = jnp.asarray(effects, value.dtype)[action]
+    effects = jnp.asarray(np.exp(amounts) if move.kind == "log" else amounts, value.dtype)
+    amount = effects[action]
+    if move.kind == "level":
+        # In proportion to the last level, so that a value that somebody else changed stays changed.
+        amount /= jnp.where(last_action < 0, jnp.ones_like(amount), effects[last_action])
     return jnp.clip(value + amount if move.kind == "add" else value * amount, *move.bounds)
 
 

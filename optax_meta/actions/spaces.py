@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_meta.actions.moves import Move, add, apply_move, hold_choice, label, scale
+from optax_meta.actions.moves import (
+    Move,
+    add,
+    apply_move,
+    hold_choice,
+    label,
+    level,
+    positions,
+    scale,
+)
 from optax_meta.base import Bounds, Hyperparams
 
 
@@ -20,6 +29,7 @@ class ActionSpace(NamedTuple):
         moves: one for each hyperparameter steered.
         factored: whether the policy has one head for each move, chosen independently (Σ choices
             logits), in place of one logit for each combination (Π choices logits).
+        spread: of `ordered`, in nats; 0 for a logit for each choice.
 
     Example:
         >>> optax_meta.actions.classic().hyperparams
@@ -28,11 +38,17 @@ class ActionSpace(NamedTuple):
 
     moves: tuple[Move, ...]
     factored: bool = False
+    spread: float = 0.0
 
     @property
     def hyperparams(self) -> tuple[str, ...]:
         """Names of the hyperparameters steered, in the order of the moves."""
         return tuple(move.hyperparam for move in self.moves)
+
+    @property
+    def increments(self) -> tuple[str, ...]:
+        """Names of those that are moved from where they are rather than set to a level."""
+        return tuple(move.hyperparam for move in self.moves if move.kind != "level")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,6 +63,8 @@ class ActionSpace(NamedTuple):
     @property
     def num_logits(self) -> int:
         """Number of outputs the policy network needs."""
+        if self.spread:
+            return len(self.moves)
         return sum(self.shape) if self.factored else self.num_actions
 
 
@@ -91,6 +109,40 @@ def factored(*moves: Move) -> ActionSpace:
     return _space(moves, factored=True)
 
 
+def ordered(*moves: Move, spread: float = 0.35) -> ActionSpace:
+    """Span the product with one number for each move: where among its choices the policy stands.
+
+    A choice that lies x nats from hold is taken with a probability in proportion to
+    exp(-(x - μ)²/2s²), where the network's output μ is 0 at first and s is the spread. What is
+    learned of one choice tells of its neighbours, so that few parameters and few runs do.
+
+    Args:
+        *moves: one for each hyperparameter, of factors or steps in log-space.
+        spread: s, in nats, > 0: how far around it chooses while it explores.
+
+    Returns:
+        An `ActionSpace`.
+
+    Raises:
+        ValueError: as `joint`; a move adds; or the spread is out of range.
+
+    Source: a discretized Gaussian policy, as in Y. Tang and S. Agrawal, "Discretizing Continuous
+    Action Space for On-Policy Optimization", https://arxiv.org/abs/1901.10500.
+
+    Example:
+        >>> space = ordered(level("learning_rate", (0.5, 1.0, 2.0)))
+        >>> print(np.exp(log_probs(space, jnp.zeros(1))).round(2))
+        [0.11 0.78 0.11]
+    """
+    if adds := [move.hyperparam for move in moves if move.kind == "add"]:
+        raise ValueError(
+            f"`{adds[0]}` is moved by increments, which have no logarithm: use factors"
+        )
+    if not 0.0 < spread < math.inf:
+        raise ValueError(f"`spread` must be positive and finite, got {spread}")
+    return _space(moves, factored=True)._replace(spread=float(spread))
+
+
 def learning_rate(
     factors: Sequence[float] = (0.5, 1.0, 2.0), *, bounds: Bounds = (1e-8, 10.0)
 ) -> ActionSpace:
@@ -113,6 +165,28 @@ def learning_rate(
         ... )(learning_rate=0.1)
     """
     return joint(scale("learning_rate", factors, bounds=bounds))
+
+
+def levels(
+    factors: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), *, bounds: Bounds = (1e-12, 1e6)
+) -> ActionSpace:
+    """Choose the level of the learning rate, relative to what the wrappers would do.
+
+    Args:
+        factors: each in (0, 1000]; 1 for what they would do.
+        bounds: smallest and largest learning rate of the policy's own.
+
+    Returns:
+        An `ActionSpace`.
+
+    Raises:
+        ValueError: as `level`.
+
+    Example:
+        >>> optax_meta.actions.labels(optax_meta.actions.levels((0.5, 1.0)))
+        ('learning_rate at ×0.5', 'hold')
+    """
+    return joint(level("learning_rate", factors, bounds=bounds))
 
 
 def classic(
@@ -146,13 +220,19 @@ def classic(
     )
 
 
-def apply(space: ActionSpace, action: jax.Array, hyperparams: Hyperparams) -> Hyperparams:
+def apply(
+    space: ActionSpace,
+    action: jax.Array,
+    hyperparams: Hyperparams,
+    last_action: jax.typing.ArrayLike = -1,
+) -> Hyperparams:
     """Return the hyperparameters after `action`, clamped to the bounds of each move.
 
     Args:
         space: the action space.
         action: int32[], in [0, num_actions).
         hyperparams: current values, float[] each; those not steered are passed through.
+        last_action: that came before, int32[], whose levels are left; -1 for none.
 
     Returns:
         A new dict with the dtypes of `hyperparams`. A choice that holds changes no bit.
@@ -164,8 +244,9 @@ def apply(space: ActionSpace, action: jax.Array, hyperparams: Hyperparams) -> Hy
         1.0
     """
     choices = np.unravel_index(np.arange(space.num_actions), space.shape)
+    last = jnp.asarray(last_action, jnp.int32)
     moved = {
-        move.hyperparam: apply_move(move, choice, action, hyperparams[move.hyperparam])
+        move.hyperparam: apply_move(move, choice, action, last, hyperparams[move.hyperparam])
         for move, choice in zip(space.moves, choices, strict=True)
     }
     return {**hyperparams, **moved}
@@ -178,7 +259,7 @@ def log_probs(space: ActionSpace, logits: jax.Array) -> jax.Array:
 
     Args:
         space: the action space.
-        logits: float32[num_logits].
+        logits: float32[num_logits]; of an ordered space where it stands, in nats.
 
     Returns:
         float32[num_actions].
@@ -190,7 +271,13 @@ def log_probs(space: ActionSpace, logits: jax.Array) -> jax.Array:
     """
     if not space.factored:
         return jax.nn.log_softmax(logits)
-    heads = jnp.split(logits, list(itertools.accumulate(space.shape))[:-1])
+    if space.spread:
+        heads = [
+            -0.5 * ((jnp.asarray(positions(move), logits.dtype) - mean) / space.spread) ** 2
+            for move, mean in zip(space.moves, logits, strict=True)
+        ]
+    else:
+        heads = jnp.split(logits, list(itertools.accumulate(space.shape))[:-1])
     total = jnp.zeros((), logits.dtype)
     for head in heads:
         total = total[..., None] + jnp.expand_dims(jax.nn.log_softmax(head), range(total.ndim))
@@ -221,7 +308,8 @@ def hold_logits(space: ActionSpace, probability: float) -> np.ndarray:
 
     Args:
         space: an action space that has a hold action.
-        probability: in (0, 1); of holding everything, also in a factored space.
+        probability: in (0, 1); of holding everything, also in a factored space. In an ordered one
+            the spread says what it is.
 
     Returns:
         float32[num_logits].
@@ -243,6 +331,8 @@ def hold_logits(space: ActionSpace, probability: float) -> np.ndarray:
         )
     if not 0.0 < probability < 1.0:
         raise ValueError(f"`hold_probability` must lie in (0, 1), got {probability}")
+    if space.spread:
+        return np.zeros(space.num_logits, np.float32)
     if not space.factored:
         return _peak(space.num_actions, action, probability)
     each = probability ** (1.0 / len(space.moves))

@@ -64,5 +64,5 @@ def hypergradient(
         bounds={hyperparam: (low, high)},
         needs_value=False,
         needs_alignment=True,
-        is_incremental=True,
+        incremental=(hyperparam,),
     )

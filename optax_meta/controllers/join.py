@@ -62,7 +62,7 @@ def join(controllers: Sequence[Controller], boundaries: Sequence[int]) -> Contro
         guards_nonfinite=any(c.guards_nonfinite for c in controllers),
         max_growth=_least_growth(controllers),
         default_start=controllers[0].default_start,
-        is_incremental=any(c.is_incremental for c in controllers),
+        incremental=tuple(sorted({name for c in controllers for name in c.incremental})),
     )
 
 

@@ -94,5 +94,6 @@ def _update(
         stream = jnp.stack([jnp.asarray(seed, jnp.uint32), metrics.step.astype(jnp.uint32)])
         action = draw(stream, log_probs)
     decision = Decision.choose(action, log_probs, observation)
-    hyperparams = policy.apply(action, metrics, hyperparams)
+    last_action = state.decision.unpack().action
+    hyperparams = policy.apply(action, last_action, metrics, hyperparams)
     return hyperparams, LearnedState(encoder_state, DecisionState.pack(decision))

@@ -1,63 +1,38 @@
 """The RL meta-optimizer: REINFORCE while a model trains."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from optax_meta import policy_gradient, rewards
+from optax_meta import actions, observations, rewards
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, Encoder, Hyperparams, State, Tree
+from optax_meta.base import Controller, Encoder, Hyperparams, Tree
 from optax_meta.checkpoints import as_policy
 from optax_meta.checks import Number, check_seed, check_whole
+from optax_meta.controllers import online
+from optax_meta.controllers.online import Learner, check
 from optax_meta.controllers.wrapping import EVERY_GOOD_RUN, wrapped
-from optax_meta.metrics import Metrics
 from optax_meta.origins import keep_origin
-from optax_meta.policies import Policy, Start, Wrappers, draw, init_policy
-from optax_meta.recording import Decision, DecisionState
+from optax_meta.policies import Policy, Start, Wrappers, init_policy
 from optax_meta.rewards import Reward
 
-
-class ReinforceState(NamedTuple):
-    """State of `reinforce`, inside those of its wrappers: few leaves, all arrays.
-
-    Attributes:
-        stream: seed and number of decisions so far, uint32[2]; together the key of the next draw,
-            so that a resumed run draws what it would have drawn.
-        policy_params: parameters of the policy, flat, float32[P].
-        policy_moments: first and second moments of the policy's Adam, float32[2, P].
-        episode: one row a decision: observation, action, log-probability, reward;
-            float32[train_every, features + 3]; zeros once learned from.
-        before: the `Metrics` of the last decision, then the moving-average baseline; float32[20].
-        encoder_state: what the encoder carries.
-        decision: the latest decision, for the record.
-    """
-
-    stream: jax.Array
-    policy_params: jax.Array
-    policy_moments: jax.Array
-    episode: jax.Array
-    before: jax.Array
-    encoder_state: State
-    decision: DecisionState
-
-
-class _Learner(NamedTuple):
-    """How the policy learns: the static part of `reinforce`."""
-
-    reward: Reward
-    reward_scale: float
-    discount: float
-    baseline_decay: float
-    entropy_bonus: float
-    max_grad_norm: float
-    policy_learning_rate: float
-    train_every: int
+_RATE = "learning_rate"
+_LEVELS = tuple(2.0 ** (k / 4) for k in range(-8, 9))
+_CLASSIC: dict[str, Any] = {
+    "wrappers": {},
+    "reward": rewards.improvement(),
+    "entropy_bonus": 0.01,
+    "policy_learning_rate": 1e-2,
+    "anchor": 0.0,
+    "explore_until": math.inf,
+}
 
 
 @keep_origin
@@ -74,9 +49,11 @@ def reinforce(
     reward_scale: float = 1.0,
     discount: float = 0.99,
     baseline_decay: float = 0.9,
-    entropy_bonus: float = 0.01,
+    entropy_bonus: float = 0.0,
     max_grad_norm: float = 1.0,
-    policy_learning_rate: float = 1e-2,
+    policy_learning_rate: float = 3e-3,
+    anchor: float = 0.1,
+    explore_until: float = 0.5,
     train_every: int = 5,
     decision_interval: float | None = None,
     total_steps: Number | None = None,
@@ -90,8 +67,10 @@ def reinforce(
     baseline b, inside the jitted update; then the episode is cleared.
 
     A fresh policy knows nothing, and so lives inside what every good run has: a calibrated rate,
-    which forgets the start, a fall to the end where its length is known, and a trust region.
-    `wrappers={}` takes these off: the classic agent, which starts from the rate it is given.
+    which forgets the start, a fall to the end where its length is known, and a trust region. What
+    it chooses is the level of the rate relative to that, at first within a factor of 1.4 up or
+    down. It explores in the first half of a run of known length, while it learns less and less, and
+    then does what it found to be best. `classic_reinforce` is the agent without any of this.
 
     Args:
         policy: what to start from: a `Policy`, the name of a shipped one or the path of a file;
@@ -100,16 +79,21 @@ def reinforce(
         wrappers: what the policy lives inside, by name, the innermost first, each with its
             arguments: `{"annealed": {"power": 2.0}, "trust_region": {}}`; None for a policy's own,
             and as above for a fresh one, if it steers the learning rate.
-        action_space: None for the nine actions of `actions.classic`.
-        encoder: None for the eight features of `observations.classic`.
-        hidden_sizes: None for (32, 32).
+        action_space: None for seventeen levels of the learning rate from ¼ to 4, ordered.
+        encoder: None for `observations.scale_free()`.
+        hidden_sizes: None for (), no hidden layers: few parameters for few decisions.
         start: None for "hold".
-        hold_probability: None for 0.9.
-        reward: None for `rewards.improvement()`.
+        hold_probability: None for 0.9; an ordered action space has its spread for it.
+        reward: None for `rewards.trend()`.
         reward_scale: multiplies every reward, > 0.
         discount: γ in [0, 1].
         baseline_decay: β of the moving-average baseline, in [0, 1).
         entropy_bonus: c, ≥ 0.
+        anchor: adds this times the mean divergence KL(π‖π₀) from the policy that it began with to
+            the loss, ≥ 0: without evidence it stays there.
+        explore_until: share of a run of known length, in [0, 1], after which it takes the most
+            probable action and learns no more; until then the policy's learning rate falls to 0.
+            `math.inf` for no end, and a rate that stays.
         max_grad_norm: the policy gradient is clipped to this L2 norm, > 0.
         policy_learning_rate: of the policy's own Adam, ≥ 0.
         train_every: decisions in an episode, ≥ 1.
@@ -131,7 +115,7 @@ def reinforce(
 
     Example:
         >>> controller = optax_meta.reinforce(seed=0, total_steps=1000)
-        >>> tx = optax_meta.control_hyperparams(optax.adamw, controller)(weight_decay=1e-4)
+        >>> tx = optax_meta.control_hyperparams(optax.adamw, controller)(weight_decay=0.1)
     """
     fresh = {
         "action_space": action_space,
@@ -145,8 +129,8 @@ def reinforce(
         raise ValueError(f"a `policy` brings its own {', '.join(fresh)}: pass one or the other")
     check_seed(seed)
     seed = jnp.asarray(seed, jnp.uint32)
-    learner = _Learner(
-        reward=rewards.improvement() if reward is None else reward,
+    learner = Learner(
+        reward=rewards.trend() if reward is None else reward,
         reward_scale=reward_scale,
         discount=discount,
         baseline_decay=baseline_decay,
@@ -154,22 +138,24 @@ def reinforce(
         max_grad_norm=max_grad_norm,
         policy_learning_rate=policy_learning_rate,
         train_every=check_whole("train_every", train_every),
+        anchor=anchor,
+        explore_until=explore_until,
     )
-    _check_learner(learner)
+    check(learner)
     given = None if policy is None else as_policy(policy)
     # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
-    template = init_policy(jax.random.key(0), **fresh) if given is None else given
+    template = fresh_policy(jax.random.key(0), **fresh) if given is None else given
 
-    def init(hyperparams: Hyperparams) -> ReinforceState:
+    def init(hyperparams: Hyperparams) -> online.ReinforceState:
         del hyperparams
-        first = init_policy(jax.random.key(seed), **fresh) if given is None else given
-        return _init(first, learner, seed)
+        first = fresh_policy(jax.random.key(seed), **fresh) if given is None else given
+        return online.init(first, learner, seed)
 
     # Where nobody jits, a branch of the same identity at every decision is compiled once.
-    learn = jax.jit(partial(_learn_if_due, template, learner), inline=True)
+    learn = jax.jit(partial(online.learn_if_due, template, learner), inline=True)
     own = template.as_controller(
         init,
-        partial(_update, template, learner, learn),
+        partial(online.update, template, learner, learn),
         total_steps=total_steps,
         decision_interval=decision_interval,
     )
@@ -179,20 +165,59 @@ def reinforce(
 def _wrappers(given: Policy | None, own: Controller) -> Wrappers:
     if given is not None:
         return given.wrappers
-    return EVERY_GOOD_RUN if "learning_rate" in own.hyperparams else {}
+    return EVERY_GOOD_RUN if _RATE in own.hyperparams else {}
 
 
-def _check_learner(learner: _Learner) -> None:
-    for name, holds, demand in (
-        ("discount", 0.0 <= learner.discount <= 1.0, "lie in [0, 1]"),
-        ("baseline_decay", 0.0 <= learner.baseline_decay < 1.0, "lie in [0, 1)"),
-        ("entropy_bonus", learner.entropy_bonus >= 0.0, "not be negative"),
-        ("max_grad_norm", learner.max_grad_norm > 0.0, "be positive"),
-        ("reward_scale", learner.reward_scale > 0.0, "be positive"),
-        ("policy_learning_rate", learner.policy_learning_rate >= 0.0, "not be negative"),
-    ):
-        if not holds:
-            raise ValueError(f"`{name}` must {demand}, got {getattr(learner, name)}")
+def classic_reinforce(**options: Any) -> Controller:
+    """Build the agent as it is described in the literature: nine actions, and nothing around it.
+
+    Eight bounded features, learning-rate factors × weight-decay increments, an MLP of two hidden
+    layers of 32 with a uniform start, the improvement of loss and cost as reward, and no end of
+    exploring and learning. In a single run it does not pay.
+
+    Args:
+        **options: arguments of `reinforce`, which replace what this one passes.
+
+    Returns:
+        A `Controller`.
+
+    Raises:
+        ValueError: as `reinforce`.
+
+    Example:
+        >>> controller = optax_meta.classic_reinforce(seed=0, train_every=10)
+        >>> len(controller.action_labels)
+        9
+    """
+    described = {
+        "action_space": actions.classic(),
+        "encoder": observations.classic(),
+        "hidden_sizes": (32, 32),
+        "start": "uniform",
+    }
+    # A policy brings these with it.
+    fresh = {} if options.get("policy") is not None else described
+    return reinforce(**{**fresh, **_CLASSIC, **options})
+
+
+def fresh_policy(key: jax.Array, **given: Any) -> Policy:
+    """Make the policy that `reinforce` starts from where it is given none.
+
+    Args:
+        key: PRNG key for hidden layers, if any.
+        **given: arguments of `optax_meta.init_policy`, which replace the defaults.
+
+    Example:
+        >>> from optax_meta.controllers.reinforce import fresh_policy
+        >>> fresh_policy(jax.random.key(0)).action_space.num_actions
+        17
+    """
+    space = given.get("action_space") or actions.ordered(actions.level(_RATE, _LEVELS))
+    sees_rate = isinstance(space, ActionSpace) and _RATE in space.hyperparams
+    encoder = observations.scale_free() if sees_rate else observations.classic()
+    return init_policy(
+        key, **{"hidden_sizes": (), "encoder": encoder, **given, "action_space": space}
+    )
 
 
 def extract_policy(policy: Policy | str | os.PathLike[str], controller_state: Tree) -> Policy:
@@ -227,121 +252,3 @@ def extract_policy(policy: Policy | str | os.PathLike[str], controller_state: Tr
             "state of one controller"
         )
     return policy._replace(params=unravel(learned[0]))
-
-
-def _init(policy: Policy, learner: _Learner, seed: jax.Array) -> ReinforceState:
-    params = jnp.array(ravel_pytree(policy.params)[0], jnp.float32, copy=True)
-    num_features, num_actions = len(policy.encoder.features), policy.action_space.num_actions
-    return ReinforceState(
-        stream=jnp.stack([seed, jnp.uint32(0)]),
-        policy_params=params,
-        policy_moments=jnp.zeros((2, params.size), jnp.float32),
-        episode=jnp.zeros((learner.train_every, num_features + 3), jnp.float32),
-        before=jnp.zeros(len(Metrics._fields) - 1, jnp.float32),
-        encoder_state=policy.encoder.init(),
-        decision=DecisionState.empty(num_features, num_actions),
-    )
-
-
-def _update(
-    policy: Policy,
-    learner: _Learner,
-    learn: Callable[..., ReinforceState],
-    metrics: Metrics,
-    state: ReinforceState,
-    hyperparams: Hyperparams,
-) -> tuple[Hyperparams, ReinforceState]:
-    observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
-    state, reward = _collect_reward(learner, metrics, state)
-    state = learn(state, ~metrics.is_over)
-    decision = _sample(policy, state, observation)._replace(reward=reward)
-    hyperparams = policy.apply(decision.action, metrics, hyperparams)
-    row = jnp.stack([decision.action.astype(jnp.float32), decision.log_prob, jnp.float32(0.0)])
-    position = _position(state, 0)
-    return hyperparams, state._replace(
-        stream=state.stream + jnp.array([0, 1], jnp.uint32),
-        episode=state.episode.at[position].set(jnp.concatenate([observation, row])),
-        before=jnp.concatenate([metrics.pack(), state.before[-1:]]),
-        encoder_state=encoder_state,
-        decision=DecisionState.pack(decision),
-    )
-
-
-def _position(state: ReinforceState, offset: int) -> jax.Array:
-    """Return the row of the decision that is so many ahead in the episode, int32[]."""
-    return (state.stream[1].astype(jnp.int32) + offset) % state.episode.shape[0]
-
-
-def _collect_reward(
-    learner: _Learner, metrics: Metrics, state: ReinforceState
-) -> tuple[ReinforceState, jax.Array]:
-    """Reward the last action and note it in its row; the first decision has nothing to reward."""
-    before = Metrics.unpack(state.before[:-1])
-    earned = learner.reward_scale * learner.reward(before, metrics)
-    # Nor has one that came before any loss was known.
-    has_before = (state.stream[1] > 0) & ~before.is_empty
-    reward = jnp.where(has_before, earned, 0.0).astype(jnp.float32)
-    episode = state.episode.at[_position(state, -1), -1].set(reward)
-    is_first = state.stream[1] == 0
-    return state._replace(episode=jnp.where(is_first, state.episode, episode)), reward
-
-
-def _learn_if_due(
-    policy: Policy, learner: _Learner, state: ReinforceState, goes_on: jax.Array
-) -> ReinforceState:
-    num_decisions, length = state.stream[1].astype(jnp.int32), state.episode.shape[0]
-    is_due = goes_on & (num_decisions > 0) & (num_decisions % length == 0)
-    num_updates = num_decisions // length
-    learned = (state.policy_params, state.policy_moments, state.before[-1])
-    params, moments, baseline = jax.lax.cond(
-        is_due,
-        partial(_learn, policy, learner),
-        lambda _episode, _num_updates, *same: same,
-        state.episode,
-        num_updates,
-        *learned,
-    )
-    return state._replace(
-        policy_params=params,
-        policy_moments=moments,
-        before=state.before.at[-1].set(baseline),
-        episode=jnp.where(is_due, 0.0, state.episode),
-    )
-
-
-def _learn(
-    policy: Policy,
-    learner: _Learner,
-    episode: jax.Array,
-    num_updates: jax.Array,
-    params: jax.Array,
-    moments: jax.Array,
-    baseline: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Take one Adam step on the policy loss of a full episode."""
-    observations, (action, _, reward) = episode[:, :-3], episode[:, -3:].T
-    returns = policy_gradient.discounted_returns(reward, learner.discount)
-    adv = policy_gradient.advantages(returns, baseline)
-    _, unravel = ravel_pytree(policy.params)
-
-    def loss(flat: jax.Array) -> jax.Array:
-        log_probs = jax.vmap(partial(policy.log_probs, unravel(flat)))(observations)
-        return policy_gradient.policy_loss(
-            log_probs, action.astype(jnp.int32), adv, learner.entropy_bonus
-        )
-
-    gradient = policy_gradient.clip_by_norm(jax.grad(loss)(params), learner.max_grad_norm)
-    # Kept packed and under a name of their own, so that `optax.tree.get` finds the model's moments.
-    packed = optax.ScaleByAdamState(num_updates - 1, *moments)
-    adam: Any = optax.scale_by_adam()
-    with jax.numpy_dtype_promotion("standard"):  # whatever the user's: Optax's Adam asks for it
-        direction, (_, *new_moments) = adam.update(gradient, packed)
-    params = params - learner.policy_learning_rate * direction
-    baseline = policy_gradient.moving_average_baseline(baseline, returns, learner.baseline_decay)
-    return params, jnp.stack(new_moments), baseline
-
-
-def _sample(policy: Policy, state: ReinforceState, observation: jax.Array) -> Decision:
-    _, unravel = ravel_pytree(policy.params)
-    log_probs = policy.log_probs(unravel(state.policy_params), observation)
-    return Decision.choose(draw(state.stream, log_probs), log_probs, observation)

@@ -105,7 +105,7 @@ def _update(
     returned = controller.keep_in_bounds(name, returned, returned, metrics.bounds)
     # What was set by hand replaces the own value, and so does what was clipped, where the
     # controller would otherwise wander off to where the optimizer does not follow.
-    own = given if controller.is_incremental else jnp.where(given == returned, own, given)
+    own = given if name in controller.incremental else jnp.where(given == returned, own, given)
     wanted, controller_state = controller.update(
         metrics, state.controller_state, {**hyperparams, name: own}
     )

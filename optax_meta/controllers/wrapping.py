@@ -25,7 +25,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 EVERY_GOOD_RUN: Wrappers = {
     "calibrated": {"span": 4.0},
     "annealed": {},
-    "trust_region": {"max_growth": 3.0},
+    "trust_region": {"max_growth": 1.5},
 }
 """What a policy that knows nothing yet should at least live inside: a rate that moves parameters
 by a share of the way ahead, from which it cannot wander off, that falls to the end, and throws no

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +56,14 @@ def run_batch(
         is_shaped: whether the training loss between decisions counts as reward, bool[].
     """
     keys = jax.random.wrap_key_data(task_keys)
-    # Written for one task and one run; the axes G and R are added by `vmap`.
+    # Written for one task and one run; the axes G and R are added by `_mapped`.
     run = partial(_run, setting, max_decisions, family, total_steps, horizon_is_known)
     if setting.learner == "reinforce":
-        runs = jax.vmap(partial(_sampled, setting, run, flat))(keys)
+        runs = _mapped(setting, partial(_sampled, setting, run, flat), keys)
         values = log_values(runs)
         lesson = decisions_of(runs, values, is_shaped, setting.discount)
     else:
-        runs, moves = jax.vmap(partial(_perturbed, setting, run, flat))(keys)
+        runs, moves = _mapped(setting, partial(_perturbed, setting, run, flat), keys)
         values = log_values(runs)
         lesson = evolution_gradient(values[..., -1], moves, setting.sigma)
     return Batch(
@@ -71,6 +71,11 @@ def run_batch(
         fall=jnp.mean(values[..., 0] - values[..., -1]),
         spread=jnp.mean(jnp.std(values[..., -1], axis=1)),
     )
+
+
+def _mapped(setting: Setting, run: Callable[[jax.Array], Any], xs: jax.Array) -> Any:
+    """Apply along the first axis, all at once or one after another."""
+    return jax.vmap(run)(xs) if setting.vectorized else jax.lax.map(run, xs)
 
 
 def _run(
@@ -108,7 +113,7 @@ def _sampled(setting: Setting, run: Run, flat: jax.Array, key: jax.Array) -> Tra
     run_key, seed_key = jax.random.split(key)
     seeds = jax.random.bits(seed_key, (setting.rollouts,))
     # All but the seed is shared, so that the mean over the group is a baseline without bias.
-    return jax.vmap(run, (None, 0, None))(run_key, seeds, flat)
+    return _mapped(setting, lambda seed: run(run_key, seed, flat), seeds)
 
 
 def _perturbed(
@@ -120,4 +125,4 @@ def _perturbed(
     # Antithetic: what is even in the move cancels out of the estimate.
     moves = jnp.concatenate([half, -half])
     seed = jax.random.bits(seed_key)  # shared: runs differ by their policies alone
-    return jax.vmap(run, (None, None, 0))(run_key, seed, flat[None] + moves), moves
+    return _mapped(setting, lambda move: run(run_key, seed, flat + move), moves), moves

@@ -18,7 +18,7 @@ _RANGES = ("learning_rates", "weight_decays")
 _SHARES = ("unknown_horizons", "discount")
 _POSITIVE = ("sigma", "policy_learning_rate")
 # What stands in a policy's card by itself, and what no recipe changes.
-_UNDESCRIBED = ("policy", "mesh", "discount", "entropy_bonus", "sigma")
+_UNDESCRIBED = ("policy", "mesh", "discount", "entropy_bonus", "sigma", "vectorized")
 
 
 class Setting(NamedTuple):
@@ -41,6 +41,7 @@ class Setting(NamedTuple):
     learner: Learner
     sigma: float
     policy_learning_rate: float
+    vectorized: bool
     mesh: jax.sharding.Mesh | None
 
     @property

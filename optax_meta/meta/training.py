@@ -90,6 +90,7 @@ def meta_trainer(
     learner: Learner = "reinforce",
     sigma: float = 0.05,
     policy_learning_rate: float = 2e-3,
+    vectorized: bool = True,
     mesh: jax.sharding.Mesh | None = None,
 ) -> MetaTrainer:
     """Build a meta-trainer.
@@ -125,6 +126,8 @@ def meta_trainer(
         learner: "reinforce" or "evolution".
         sigma: standard deviation of the parameters' perturbation, for "evolution".
         policy_learning_rate: of the policy's Adam.
+        vectorized: whether the runs of a batch go on at once, as small ones should; False for one
+            after another, where each fills the device by itself.
         mesh: `jax.sharding.Mesh` with one axis over which tasks are spread; None for one device.
 
     Returns:

@@ -26,6 +26,22 @@ class _Column(NamedTuple):
 
 
 _COLUMNS = {
+    "loss": _Column(
+        "How runs end",
+        "mean final loss",
+        "Each point is a group of runs that share a seed; seeds differ, and so do their losses.",
+    ),
+    "level": _Column(
+        "Where the policy stands",
+        "nats from where it began",
+        "The logarithm of how much higher it sets a hyperparameter than the policy it came from, "
+        "in the middle of a run. Where it has settled, nothing more is being learned.",
+    ),
+    "change": _Column(
+        "How that changes within a run",
+        "nats from the middle to the end",
+        "Below 0 it is higher early in a run and lower late.",
+    ),
     "fall": _Column("How far the loss falls", "fall of the log loss", "Higher is better."),
     "spread": _Column(
         "How far runs of a group differ",
