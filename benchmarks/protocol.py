@@ -179,17 +179,15 @@ BASELINES: dict[str, Contender] = {
     ),
     "cocob": adam_only(lambda steps: contrib.cocob()),  # noqa: ARG005
     "reinforce from scratch": controlled(
-        lambda run: optax_meta.reinforce(
-            action_space=optax_meta.actions.learning_rate(), seed=run.seed, wrappers={}
+        lambda run: optax_meta.classic_reinforce(
+            action_space=optax_meta.actions.learning_rate(), seed=run.seed, start="hold"
         )
     ),
     "random walk": controlled(
-        lambda run: optax_meta.reinforce(
+        lambda run: optax_meta.classic_reinforce(
             action_space=optax_meta.actions.learning_rate(),
             seed=run.seed,
-            start="uniform",
             policy_learning_rate=0.0,
-            wrappers={},
         )
     ),
 }

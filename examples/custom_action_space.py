@@ -31,11 +31,12 @@ def loss_fn(params: dict[str, jax.Array], key: jax.Array) -> jax.Array:
 
 def main(steps: int = 1000) -> Any:
     """Train; return all rows of the timeline."""
-    controller = optax_meta.reinforce(
+    # The classic agent has no wrappers: what it chooses is what the optimizer gets.
+    controller = optax_meta.classic_reinforce(
         action_space=SPACE,
+        start="hold",
         reward=optax_meta.rewards.log_improvement(),
         total_steps=steps,
-        wrappers={},  # what it chooses is what the optimizer gets
     )
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=3e-3)
     hidden_key, out_key = jax.random.split(jax.random.key(0))

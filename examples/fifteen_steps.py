@@ -25,11 +25,14 @@ from optax_meta.meta.evaluation import interval
 STEPS = 15
 COST = jnp.linspace(0.5, 0.22, STEPS)
 METHODS: dict[str, Callable[[jax.Array], optax_meta.Controller]] = {
-    "reinforce, uniform start": lambda seed: optax_meta.reinforce(
-        seed=seed, start="uniform", decision_interval=1, total_steps=STEPS, wrappers={}
+    "classic_reinforce, uniform start": lambda seed: optax_meta.classic_reinforce(
+        seed=seed, decision_interval=1, total_steps=STEPS
     ),
-    "reinforce, hold start": lambda seed: optax_meta.reinforce(
-        seed=seed, decision_interval=1, total_steps=STEPS, wrappers={}
+    "classic_reinforce, hold start": lambda seed: optax_meta.classic_reinforce(
+        seed=seed, start="hold", decision_interval=1, total_steps=STEPS
+    ),
+    "reinforce": lambda seed: optax_meta.reinforce(
+        seed=seed, decision_interval=1, total_steps=STEPS
     ),
     "warm-up + plateau": lambda _: optax_meta.warmup_plateau(3, factor=0.5, patience=2),
     "plateau": lambda _: optax_meta.plateau(factor=0.5, patience=2),

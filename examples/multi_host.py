@@ -54,7 +54,7 @@ def main(checkpoints: str, steps: int = 60, save_every: int = 20) -> list[tuple[
     """Train up to `steps`; return the loss and the learning rate of the steps taken here."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    controller = optax_meta.reinforce(start="uniform", decision_interval=2, wrappers={})
+    controller = optax_meta.classic_reinforce(decision_interval=2)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-2)
 
     def init():  # noqa: ANN202

@@ -85,12 +85,12 @@ def _add_meta_train(add_parser: _AddParser) -> None:
         formatter_class=_Help,
     )
     command.add_argument("--recipe", default=RECIPES[0], choices=RECIPES, help="what to learn")
-    command.add_argument("--updates", type=_at_least(1), default=360, help="of the policy")
+    command.add_argument("--updates", type=_at_least(1), default=60, help="of the policy")
     command.add_argument(
         "--learner",
-        default="reinforce",
-        choices=("reinforce", "evolution"),
-        help="policy gradient, or evolution strategies",
+        default="evolution",
+        choices=("evolution", "reinforce"),
+        help="evolution strategies, or policy gradient",
     )
     command.add_argument(
         "--groups", type=_at_least(1), default=16, help="tasks of a family at once"

@@ -22,6 +22,8 @@ class Decision(NamedTuple):
         log_prob: log π(action|observation), float32[].
         entropy: of the policy at this decision, in nats, float32[].
         reward: earned by the decision *before* this one, float32[]; 0 if there was none.
+        baseline: moving average of returns that they are compared with, float32[]; 0 before
+            anything was learned, and for a policy that learns nothing.
         probabilities: π(·|observation), float32[num_actions].
         observation: what the policy decided by, float32[features].
 
@@ -35,6 +37,7 @@ class Decision(NamedTuple):
     log_prob: jax.Array
     entropy: jax.Array
     reward: jax.Array
+    baseline: jax.Array
     probabilities: jax.Array
     observation: jax.Array
 
@@ -46,6 +49,7 @@ class Decision(NamedTuple):
             log_prob=log_probs[action],
             entropy=policy_gradient.entropy(log_probs),
             reward=jnp.float32(0.0),
+            baseline=jnp.float32(0.0),
             probabilities=jnp.exp(log_probs),
             observation=observation,
         )
@@ -55,7 +59,8 @@ class DecisionState(NamedTuple):
     """A `Decision` as controllers carry it, packed in two leaves.
 
     Attributes:
-        summary: action, log_prob, entropy, reward, then the observation; float32[4 + features].
+        summary: action, log_prob, entropy, reward, baseline, then the observation;
+            float32[5 + features].
         probabilities: float32[num_actions].
     """
 
@@ -66,7 +71,7 @@ class DecisionState(NamedTuple):
     def empty(cls, num_features: int, num_actions: int) -> "DecisionState":
         """Return the state before the first decision."""
         # The action of -1 is how a later reader knows that there was none.
-        summary = jnp.zeros(4 + num_features, jnp.float32).at[0].set(-1.0)
+        summary = jnp.zeros(5 + num_features, jnp.float32).at[0].set(-1.0)
         return cls(summary, jnp.zeros(num_actions, jnp.float32))
 
     @classmethod
@@ -79,14 +84,15 @@ class DecisionState(NamedTuple):
 
     def unpack(self) -> Decision:
         """Return the decision; leading axes are batches."""
-        action, log_prob, entropy, reward = jnp.moveaxis(self.summary[..., :4], -1, 0)
+        action, log_prob, entropy, reward, baseline = jnp.moveaxis(self.summary[..., :5], -1, 0)
         return Decision(
             action.astype(jnp.int32),
             log_prob,
             entropy,
             reward,
+            baseline,
             self.probabilities,
-            self.summary[..., 4:],
+            self.summary[..., 5:],
         )
 
 
@@ -214,21 +220,20 @@ def _of_stages(state: StagesState) -> Decision | None:
     found = [find_decision(stage) for stage in state.stages]
     if all(decision is None for decision in found):
         return None
-    scalars: Sequence[jax.Array] = [jnp.int32(-1), *jnp.zeros(3, jnp.float32)]
+    scalars: Sequence[jax.Array] = [jnp.int32(-1), *jnp.zeros(4, jnp.float32)]
     probabilities, observations, offset = [], [], 0
     for stage, decision in enumerate(found):
         if decision is None:
             continue
         is_its = state.in_charge == stage
         action = decision.action + jnp.where(decision.action >= 0, offset, 0)
-        own = (action, decision.log_prob, decision.entropy, decision.reward)
+        own = (action, *decision[1:5])
         scalars = [jnp.where(is_its, x, other) for x, other in zip(own, scalars, strict=True)]
         probabilities.append(jnp.where(is_its[..., None], decision.probabilities, 0.0))
         observations.append(jnp.where(is_its[..., None], decision.observation, 0.0))
         offset += decision.probabilities.shape[-1]
-    action, log_prob, entropy, reward = scalars
     sides = (jnp.concatenate(parts, axis=-1) for parts in (probabilities, observations))
-    return Decision(action, log_prob, entropy, reward, *sides)
+    return Decision(*scalars, *sides)
 
 
 def flatten(records: Record, labels: Sequence[str] = ()) -> list[Row]:

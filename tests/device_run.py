@@ -36,7 +36,7 @@ CONTROLLERS = {
     "plateau": lambda: optax_meta.plateau(factor=0.5, patience=0),
     "hypergradient": optax_meta.hypergradient,
     "reinforce": lambda: optax_meta.reinforce(
-        start="uniform", hidden_sizes=(8,), decision_interval=2, train_every=2
+        hidden_sizes=(8,), decision_interval=2, train_every=2
     ),
     "learned": lambda: optax_meta.learned(policy(), decision_interval=2),
 }

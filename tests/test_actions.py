@@ -1,3 +1,6 @@
+import json
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,11 +76,91 @@ def test_apply_keeps_what_is_not_steered_and_the_dtype():
     assert moved["learning_rate"].dtype == jnp.bfloat16
 
 
+def moved(space, value, *chosen, last=-1):
+    """Return the learning rate after each of the actions, one after another."""
+    rates = []
+    for action in chosen:
+        value = actions.apply(space, jnp.int32(action), {"learning_rate": value}, last)[
+            "learning_rate"
+        ]
+        rates.append(float(value))
+        last = action
+    return rates
+
+
+def test_levels_do_not_add_up():
+    space, start = actions.levels((0.5, 1.0, 2.0)), jnp.float32(0.1)
+    np.testing.assert_allclose(
+        moved(space, start, 2, 2, 0, 0, 1, 0), [0.2, 0.2, 0.05, 0.05, 0.1, 0.05], rtol=1e-6
+    )
+    assert moved(space, start, *[2] * 50) == moved(space, start, 2) * 50
+    assert space.increments == ()
+    assert actions.classic().increments == ("learning_rate", "weight_decay")
+
+
+def test_a_value_that_somebody_changed_stays_changed_under_levels():
+    space = actions.levels((0.5, 1.0, 2.0))
+    (raised,) = moved(space, jnp.float32(0.1), 2)
+    np.testing.assert_allclose(
+        moved(space, jnp.float32(3.0 * raised), 2, 1, 0, last=2), [0.6, 0.3, 0.15], rtol=1e-6
+    )
+
+
+def test_levels_of_two_moves_are_told_apart():
+    space = actions.joint(actions.level("a", (0.5, 1.0)), actions.level("b", (1.0, 3.0)))
+    start = {"a": jnp.float32(0.1), "b": jnp.float32(0.1)}
+    first = actions.apply(space, jnp.int32(1), start)  # a × 0.5, b × 3
+    second = actions.apply(space, jnp.int32(2), first, jnp.int32(1))  # a × 1, b × 1
+    np.testing.assert_allclose([first["a"], first["b"]], [0.05, 0.3], rtol=1e-6)
+    np.testing.assert_allclose([second["a"], second["b"]], [0.1, 0.1], rtol=1e-6)
+
+
+def test_what_the_bounds_of_a_level_clip_stays_clipped():
+    space = actions.levels((0.5, 1.0, 4.0), bounds=(1e-3, 0.2))
+    np.testing.assert_allclose(moved(space, jnp.float32(0.1), 2, 1), [0.2, 0.05], rtol=1e-6)
+
+
+def test_an_ordered_space_is_a_discretized_gaussian():
+    moves = actions.level("a", (0.5, 1.0, 2.0)), actions.log_step("b", (-0.2, 0.0))
+    space = actions.ordered(*moves, spread=0.5)
+    assert (space.num_actions, space.num_logits) == (6, 2)
+    means = np.array([0.3, -0.4])
+    heads = []
+    for mean, places in zip(means, (np.log([0.5, 1.0, 2.0]), np.array([-0.2, 0.0])), strict=True):
+        density = np.exp(-0.5 * ((places - mean) / 0.5) ** 2)
+        heads.append(density / density.sum())
+    got = jnp.exp(actions.log_probs(space, jnp.asarray(means, jnp.float32)))
+    np.testing.assert_allclose(got, np.outer(*heads).ravel(), rtol=1e-5)
+
+
+def test_an_ordered_space_starts_around_hold():
+    space = actions.ordered(actions.level("a", (0.25, 0.5, 1.0, 2.0, 4.0)), spread=0.2)
+    logits = jnp.asarray(actions.hold_logits(space, 0.9))
+    probs = np.exp(actions.log_probs(space, logits))
+    assert np.argmax(probs) == actions.hold(space) == 2
+    np.testing.assert_allclose(probs, probs[::-1], rtol=1e-5)
+    assert probs[2] > 0.99
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        actions.classic(),
+        actions.levels((0.5, 1.0)),
+        actions.factored(actions.level("b1", (0.5, 1.0), bounds=(0.1, 0.9)), actions.scale("eps")),
+        actions.ordered(actions.level("learning_rate"), actions.log_step("eps", (0.0, 0.1))),
+    ],
+)
+def test_a_space_comes_back_from_its_card(space):
+    assert actions.space_of(json.loads(json.dumps(actions.card_of(space)))) == space
+
+
 def test_labels_name_every_action():
     labels = actions.labels(actions.classic())
     assert len(set(labels)) == 9
     assert labels[4] == "hold"
     assert labels[0] == "learning_rate ×0.5, weight_decay -1e-05"
+    assert actions.labels(actions.levels((0.5, 1.0))) == ("learning_rate at ×0.5", "hold")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +180,17 @@ def test_labels_name_every_action():
             "no hold action",
         ),
         (lambda: actions.hold_logits(actions.classic(), 1.0), "`hold_probability`"),
+        (lambda: actions.level("a", (0.0, 1.0)), r"`factors` must lie in \(0, 1000\]"),
+        (lambda: actions.levels(()), "`learning_rate` needs at least one choice"),
+        (
+            lambda: actions.ordered(*actions.classic().moves),
+            "`weight_decay` is moved by increments",
+        ),
+        (actions.ordered, "one move for each hyperparameter"),
+        *(
+            (partial(actions.ordered, actions.level("a"), spread=spread), "`spread` must be")
+            for spread in (0, -0.1, np.nan, np.inf, "x", True, None)
+        ),
     ],
 )
 def test_bad_input(make, message):

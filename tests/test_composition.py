@@ -20,7 +20,7 @@ CONTROLLERS = {
     "plateau": lambda: optax_meta.plateau(factor=0.5, patience=1),
     "hypergradient": optax_meta.hypergradient,
     "distance": lambda: optax_meta.distance(total_steps=STEPS),
-    "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2, train_every=3),
+    "reinforce": lambda: optax_meta.reinforce(decision_interval=2, train_every=3),
     "any_lr": lambda: optax_meta.learned(ANY_LR, total_steps=STEPS),
 }
 
@@ -115,7 +115,8 @@ def test_around_a_wrapper_the_rate_in_force_is_the_one_that_is_read(controller, 
 
 
 def test_a_controller_for_each_group():
-    transforms = {"fast": controlled("plateau", 0.5), "slow": controlled("reinforce", 0.25)}
+    slow = optax_meta.control_hyperparams(optax.adamw, optax_meta.classic_reinforce())(0.25)
+    transforms = {"fast": controlled("plateau", 0.5), "slow": slow}
     tx = optax.partition(transforms, {"w": "fast", "b": "slow"})
     state = tx.init(problem())
     _, state = tx.update(problem(), state, problem(), value=1.0)
@@ -126,7 +127,7 @@ def test_a_controller_for_each_group():
 
 def test_vmap_over_seeds():
     def train(seed):
-        controller = optax_meta.reinforce(start="uniform", decision_interval=1, seed=seed)
+        controller = optax_meta.reinforce(decision_interval=1, seed=seed)
         tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-2)
 
         def step(carry, _):

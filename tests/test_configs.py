@@ -111,7 +111,8 @@ def returns_a_controller(name):
 
 def test_every_public_factory_has_a_config():
     factories = {name for name in dir(optax_meta) if returns_a_controller(name)}
-    assert factories - {"from_config"} == {*CONTROLLERS, *WRAPPERS} == {*CASES}
+    # The classic agent is `reinforce` with other arguments, and says so.
+    assert factories - {"from_config", "classic_reinforce"} == {*CONTROLLERS, *WRAPPERS} == {*CASES}
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -237,6 +238,31 @@ def test_no_mapping_is_no_config():
 def test_what_no_config_can_say_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         to_config(make())
+
+
+def test_an_ordered_space_and_an_agent_that_never_stops_learning_have_a_config():
+    space = actions.ordered(actions.level("learning_rate", (0.5, 1.0)), spread=0.2)
+    made = optax_meta.reinforce(
+        action_space=space,
+        anchor=0.5,
+        explore_until=math.inf,
+        reward=rewards.trend(annealing_gain=0.2),
+    )
+    config = json.loads(json.dumps(to_config(made), allow_nan=False))
+    assert config["action_space"]["spread"] == 0.2
+    assert (config["anchor"], config["explore_until"]) == (0.5, "inf")
+    assert config["reward"] == {"name": "trend", "annealing_gain": 0.2}
+    again = from_config(config)
+    assert again.action_labels == ("learning_rate at ×0.5", "hold")
+    assert to_config(again) == to_config(made)
+
+
+def test_the_classic_agent_has_a_config():
+    made = optax_meta.classic_reinforce(seed=3)
+    config = json.loads(json.dumps(to_config(made), allow_nan=False))
+    again = from_config(config)
+    assert len(again.action_labels) == 9
+    assert (again.default_start, to_config(again)) == ({}, to_config(made))
 
 
 def test_a_traced_number_has_no_config():

@@ -25,7 +25,8 @@ CONTROLLERS = {
     "warmup_plateau": lambda: optax_meta.warmup_plateau(5, factor=0.5, patience=1),
     "hypergradient": optax_meta.hypergradient,
     "distance": lambda: optax_meta.distance(total_steps=STEPS),
-    "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2),
+    "reinforce": lambda: optax_meta.reinforce(decision_interval=2),
+    "classic_reinforce": lambda: optax_meta.classic_reinforce(decision_interval=2),
     "learned": lambda: optax_meta.learned(
         optax_meta.init_policy(jax.random.key(1)), decision_interval=2
     ),
@@ -40,7 +41,7 @@ CONTROLLERS = {
 # Those that have wrappers of their own, without these.
 BARE = {
     "distance": lambda: optax_meta.annealed(optax_meta.constant(), total_steps=STEPS),
-    "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2, wrappers={}),
+    "reinforce": lambda: optax_meta.reinforce(decision_interval=2, wrappers={}),
     "any_lr": lambda: optax_meta.learned(ANY_LR, total_steps=STEPS, wrappers={}),
 }
 HEAVY = {"any_lr"}

@@ -37,6 +37,14 @@ def test_all_methods_start_from_the_same_parameters_and_first_batch(comparison):
         np.testing.assert_array_equal(result.losses[:, 0], first.losses[:, 0])
 
 
+def test_a_random_walk_goes_on_to_the_end():
+    result = optax_meta.compare("quadratic", ["random-walk"], steps=240, seeds=2)
+    records = result.methods["random-walk"].records
+    late = records.decision.action[:, 120:][records.decided[:, 120:]]
+    assert late.size == 24
+    assert len(np.unique(late)) > 3
+
+
 def test_constant_equals_plain_optax(comparison):
     task, seed = tasks.quadratic(), jnp.uint32(1)
     losses = running.train(task, optax.adamw, 1e-2, 40, None, seed).losses

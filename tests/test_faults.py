@@ -21,7 +21,7 @@ CONTROLLERS = {
     "warmup_plateau": lambda: optax_meta.warmup_plateau(5, factor=0.5, patience=1),
     "hypergradient": optax_meta.hypergradient,
     "distance": lambda: optax_meta.distance(total_steps=LONG),
-    "reinforce": lambda: optax_meta.reinforce(start="uniform", decision_interval=2, train_every=3),
+    "reinforce": lambda: optax_meta.reinforce(decision_interval=2, train_every=3),
     "learned": lambda: optax_meta.learned(
         optax_meta.init_policy(jax.random.key(1), start="uniform"), decision_interval=3
     ),

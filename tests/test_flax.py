@@ -157,7 +157,7 @@ def test_a_restored_nnx_state_goes_on_with_the_same_bits(tmp_path):
         optimizer.update(model, grads, value=loss)
         return optax_meta.record(optimizer)
 
-    tx = make_tx(optax_meta.reinforce(start="uniform", decision_interval=1, train_every=2))
+    tx = make_tx(optax_meta.reinforce(decision_interval=1, train_every=2))
     whole, resumed = make_optimizer(tx), make_optimizer(tx)
     for _ in range(3):
         step(*whole)
@@ -187,7 +187,7 @@ def test_nnx_scan_gives_the_numbers_of_single_steps():
 
 
 def test_a_policy_learns_under_nnx_jit():
-    controller = optax_meta.reinforce(start="uniform", decision_interval=1, hidden_sizes=(8,))
+    controller = optax_meta.reinforce(decision_interval=1, hidden_sizes=(8,))
     model, optimizer = make_optimizer(make_tx(controller))
 
     @nnx.jit

@@ -428,6 +428,18 @@ def test_families_of_one_name_are_refused():
 
 
 @pytest.mark.parametrize("learner", ["reinforce", "evolution"])
+def test_runs_one_after_another_teach_what_runs_at_once_do(learner):
+    policy = fresh_policy(hidden_sizes=())
+    learned = []
+    for vectorized in (True, False):
+        options = {"optimizers": ("sgd",), "learner": learner, "vectorized": vectorized}
+        state, _ = run(tiny(policy=policy, rollouts=4, **options), 1)
+        learned.append(state.policy_params)
+    np.testing.assert_allclose(*learned, rtol=1e-3, atol=1e-6)
+    assert np.any(learned[0] != ravel_pytree(policy.params)[0])
+
+
+@pytest.mark.parametrize("learner", ["reinforce", "evolution"])
 def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_changed(learner):
     family = families.quadratics(dim=4)
 
@@ -443,7 +455,7 @@ def test_a_loss_without_a_logarithm_is_refused_and_nothing_is_changed(learner):
 
 
 def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
-    settings = {"recipe": "any-lr-v2", "learner": "reinforce", "groups": 16, "rollouts": 8}
+    settings = {"recipe": "any-lr-v2", "learner": "evolution", "groups": 16, "rollouts": 8}
     folder.claim(tmp_path, {**settings, "seed": 0}, write=False)
     assert not list(tmp_path.iterdir())
     for _ in range(2):

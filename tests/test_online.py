@@ -1,6 +1,7 @@
 """REINFORCE inside the update, checked against a plain Python replay of its definition."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,9 @@ from conftest import run_values
 from jax.flatten_util import ravel_pytree
 
 import optax_meta
-from optax_meta import actions, control_hyperparams, policy_gradient, reinforce
+from optax_meta import actions, classic_reinforce, control_hyperparams, policy_gradient, reinforce
 from optax_meta.controllers.reinforce import extract_policy
 
-CLASSIC = functools.partial(reinforce, wrappers={})
 VALUES = np.array([2.0, 1.5, 1.7, 1.2, 1.1, 0.9, 1.3, 0.8, 0.7, 0.75, 0.6], np.float32)
 
 
@@ -25,26 +25,26 @@ def run(values=VALUES, **options):
 @functools.cache
 def cached_run(values, options):
     options = dict(options)
-    options = {
-        "decision_interval": 1,
-        "start": "uniform",
-        "wrappers": {},
-        "train_every": 3,
-        **options,
-    }
-    tx = control_hyperparams(optax.adamw, reinforce(**options))(1e-3)
+    options = {"decision_interval": 1, "train_every": 3, **options}
+    tx = control_hyperparams(optax.adamw, classic_reinforce(**options))(1e-3)
     return run_values(tx, values)
 
 
 def replay(rows, policy, options):
-    """Learn from the recorded decisions with optax.adam, step by step in Python."""
+    """Learn from the recorded decisions with Optax's Adam, step by step in Python."""
     params, unravel = ravel_pytree(policy.params)
-    adam = optax.adam(options["policy_learning_rate"])
+    adam = optax.scale_by_adam()
     adam_state, baseline = adam.init(params), jnp.float32(0.0)
     length = options["train_every"]
     decision = rows.decision
     for end in range(length, len(decision.action), length):
         taken = slice(end - length, end)
+        # What is left of the time to learn in; without an end all of it.
+        left = 1.0
+        if math.isfinite(options["explore_until"]):
+            left -= float(rows.progress[end]) / options["explore_until"]
+        if left <= 0.0:
+            break
         reward = decision.reward[end - length + 1 : end + 1]
         returns = policy_gradient.discounted_returns(reward, options["discount"])
         adv = policy_gradient.advantages(returns, baseline)
@@ -53,11 +53,14 @@ def replay(rows, policy, options):
             observed = decision.observation[taken]
             log_probs = jnp.stack([policy.log_probs(unravel(flat), s) for s in observed])
             bonus = options["entropy_bonus"]
-            return policy_gradient.policy_loss(log_probs, decision.action[taken], adv, bonus)
+            value = policy_gradient.policy_loss(log_probs, decision.action[taken], adv, bonus)
+            first = jnp.stack([policy.log_probs(policy.params, s) for s in observed])
+            away = jnp.sum(jnp.exp(log_probs) * (log_probs - first), axis=1)
+            return value + options["anchor"] * jnp.mean(away)
 
         gradient = policy_gradient.clip_by_norm(jax.grad(loss)(params), options["max_grad_norm"])
-        updates, adam_state = adam.update(gradient, adam_state)
-        params = optax.apply_updates(params, updates)
+        direction, adam_state = adam.update(gradient, adam_state)
+        params = params - options["policy_learning_rate"] * left * direction
         baseline = policy_gradient.moving_average_baseline(
             baseline, returns, options["baseline_decay"]
         )
@@ -71,6 +74,7 @@ def replay(rows, policy, options):
         {"train_every": 5, "discount": 0.5, "entropy_bonus": 0.5, "baseline_decay": 0.0},
         {"train_every": 1, "max_grad_norm": 0.01},
         {"policy_learning_rate": 0.0},
+        {"train_every": 2, "anchor": 20.0, "explore_until": 0.75, "total_steps": len(VALUES)},
     ],
     ids=str,
 )
@@ -82,6 +86,8 @@ def test_learning_equals_its_definition(changes):
         "entropy_bonus": 0.01,
         "max_grad_norm": 1.0,
         "policy_learning_rate": 1e-2,
+        "anchor": 0.0,
+        "explore_until": math.inf,
         **changes,
     }
     rows, state, _ = run(**options)
@@ -110,7 +116,9 @@ def test_a_non_finite_loss_earns_the_worst_reward():
 
 def test_episode_is_cleared_after_learning():
     length = 3
-    tx = control_hyperparams(optax.adamw, CLASSIC(decision_interval=1, train_every=length))(1e-3)
+    tx = control_hyperparams(
+        optax.adamw, classic_reinforce(decision_interval=1, train_every=length)
+    )(1e-3)
     update = jax.jit(lambda state, value: tx.update(jnp.array(1.0), state, 1.0, value=value)[1])
     state = tx.init(jnp.array(1.0))
     for value in VALUES[:length]:
@@ -141,7 +149,7 @@ def test_same_seed_same_run_and_other_seed_another():
 
 def test_seeds_can_be_vmapped():
     def seeded(seed):
-        controller = CLASSIC(seed=seed, decision_interval=1, start="uniform", train_every=3)
+        controller = classic_reinforce(seed=seed, decision_interval=1, train_every=3)
         tx = control_hyperparams(optax.adamw, controller)(1e-3)
         return run_values(tx, VALUES)[0].decision.action
 
@@ -168,7 +176,7 @@ def test_a_reward_sees_all_of_the_run_before():
     def reward(before, after):
         return (after.step - before.step) + 0.1 * before.num_steps + 0.01 * before.param_norm
 
-    controller = CLASSIC(
+    controller = classic_reinforce(
         encoder=optax_meta.observations.scale_free(),
         action_space=optax_meta.actions.learning_rate(),
         reward=reward,
@@ -186,8 +194,12 @@ def test_a_reward_sees_all_of_the_run_before():
     np.testing.assert_allclose(rewards, [0.0, 3.12, 3.32, 3.32], rtol=1e-5)
 
 
-def test_it_learns_not_to_double_where_low_rates_pay():
-    """Reward is the negative log rate, bounded below: halving and holding end up alike."""
+@pytest.mark.parametrize(("anchor", "least", "most"), [(0.0, 0.0, 0.1), (100.0, 0.25, 0.4)])
+def test_it_learns_not_to_double_where_low_rates_pay(anchor, least, most):
+    """Reward is the negative log rate, bounded below: halving and holding end up alike.
+
+    A large anchor keeps the policy where it began.
+    """
 
     def reward(before, after):
         del before
@@ -200,19 +212,14 @@ def test_it_learns_not_to_double_where_low_rates_pay():
         return (params, state), optax_meta.record(state).decision.probabilities
 
     space = optax_meta.actions.learning_rate(bounds=(1e-3 / 2, 2e-3))
-    controller = reinforce(
-        action_space=space,
-        start="uniform",
-        reward=reward,
-        decision_interval=1,
-        discount=0.0,
-        wrappers={},
+    controller = classic_reinforce(
+        action_space=space, reward=reward, decision_interval=1, discount=0.0, anchor=anchor
     )
     tx = control_hyperparams(optax.adamw, controller)(1e-3)
     carry = (jnp.array(0.0), tx.init(jnp.array(0.0)))
     _, probabilities = jax.lax.scan(step, carry, length=1000)
     assert probabilities[0, 2] > 0.3
-    assert probabilities[-1, 2] < 0.1
+    assert least <= probabilities[-1, 2] < most
 
 
 def test_a_given_policy_is_where_learning_starts():
@@ -254,6 +261,14 @@ def test_learned_takes_the_most_probable_action():
         ({"entropy_bonus": -1.0}, "`entropy_bonus` must not be negative"),
         ({"max_grad_norm": 0.0}, "`max_grad_norm` must be positive"),
         ({"reward_scale": 0.0}, "`reward_scale` must be positive"),
+        ({"anchor": -0.1}, "`anchor` must not be negative, got -0.1"),
+        ({"anchor": math.nan}, "`anchor` must not be negative, got nan"),
+        (
+            {"explore_until": 1.5},
+            r"`explore_until` must lie in \[0, 1\], or be `math\.inf`, got 1\.5",
+        ),
+        ({"explore_until": -0.1}, "`explore_until` must lie in"),
+        ({"explore_until": math.nan}, "`explore_until` must lie in"),
         ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must not be negative"),
         ({"total_steps": 0}, "`total_steps` must be a whole number ≥ 1"),
         ({"hidden_sizes": (0,)}, "`hidden_sizes` must be a whole number ≥ 1, got 0"),
@@ -297,13 +312,66 @@ def test_an_infinite_interval_leaves_it_to_decide():
 
 
 def test_after_the_end_nothing_is_learned(feed):
-    controller = CLASSIC(total_steps=10, decision_interval=1, train_every=3, seed=1)
+    controller = classic_reinforce(total_steps=10, decision_interval=1, train_every=3, seed=1)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(0.1)
     values = np.random.default_rng(0).uniform(1.0, 2.0, 40)
     states = [feed(tx, values[:steps])[1] for steps in (5, 10, 40)]
     early, end, late = (state.controller_state.policy_params for state in states)
     assert not np.array_equal(early, end)
     np.testing.assert_array_equal(end, late)
+
+
+def stepwise(steps, **options):
+    """Return after each decision which action it was, the most probable one, and the policy."""
+    controller = reinforce(wrappers={}, decision_interval=1, train_every=2, **options)
+    tx = control_hyperparams(optax.sgd, controller)(0.1)
+    update = jax.jit(lambda state, value: tx.update(jnp.ones(()), state, 1.0, value=value)[1])
+    state, rows = tx.init(jnp.ones(())), []
+    for value in np.random.default_rng(0).uniform(1.0, 2.0, steps).astype(np.float32):
+        state = update(state, value)
+        row = optax_meta.record(state)
+        assert row.decided
+        best = np.argmax(row.decision.probabilities)
+        rows.append((int(row.decision.action), best, state.controller_state.policy_params))
+    chosen, best, params = zip(*rows, strict=True)
+    return np.array(chosen), np.array(best), np.array(params)
+
+
+def test_after_half_of_a_run_it_does_what_is_best_and_learns_no_more():
+    chosen, best, params = stepwise(24, total_steps=24)
+    np.testing.assert_array_equal(chosen[12:], best[12:])
+    assert np.mean(chosen[:12] == best[:12]) < 0.7
+    assert len(np.unique(params[:12], axis=0)) == 6  # the start, and one for each pair but the last
+    np.testing.assert_array_equal(params[12:], params[[11] * 12])
+
+
+@pytest.mark.parametrize("options", [{}, {"total_steps": 40, "explore_until": math.inf}])
+def test_without_an_end_it_never_stops_exploring(options):
+    chosen, best, params = stepwise(24, **options)
+    assert np.mean(chosen[12:] == best[12:]) < 0.7
+    assert len(np.unique(params[12:], axis=0)) == 6
+
+
+def test_it_need_not_explore_at_all():
+    chosen, best, params = stepwise(6, total_steps=6, explore_until=0.0)
+    np.testing.assert_array_equal(chosen, best)
+    assert len(np.unique(params, axis=0)) == 1
+
+
+def test_a_fresh_agent_chooses_levels_around_what_it_began_with():
+    controller = reinforce(wrappers={}, decision_interval=1, policy_learning_rate=0.0)
+    assert controller.hyperparams == ("learning_rate",)
+    assert controller.incremental == ()
+    rows, state, _ = run_values(control_hyperparams(optax.sgd, controller)(0.1), np.ones(40))
+    nats = np.log(2.0) * np.arange(-8, 9) / 4
+    expected = np.exp(-0.5 * (nats / 0.35) ** 2)
+    probs = np.asarray(rows.decision.probabilities)
+    np.testing.assert_allclose(probs, np.tile(expected / expected.sum(), (40, 1)), rtol=1e-4)
+    levels = 0.1 * np.exp(nats[rows.decision.action])
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], levels, rtol=1e-4)
+    assert len(np.unique(rows.decision.action)) > 3
+    # A weight for each feature, and a bias.
+    assert state.controller_state.policy_params.size == rows.decision.observation.shape[1] + 1
 
 
 def test_extracting_from_a_state_without_a_policy():
@@ -326,11 +394,11 @@ def test_nothing_is_earned_before_a_loss_is_known():
 
 
 def test_the_classic_agent_is_one_call_away():
-    classic, default = reinforce(wrappers={}), reinforce(total_steps=100)
+    classic, default = classic_reinforce(), reinforce(total_steps=100)
     assert classic.default_start == {}
     assert classic.dense_steps == 0
     assert not classic.needs_alignment
     assert default.default_start == {"learning_rate": 1e-3}
-    assert default.max_growth == 3.0
+    assert default.max_growth == 1.5
     space = actions.joint(actions.scale("b1", (0.9, 1.0), bounds=(0.1, 0.99)))
     assert reinforce(action_space=space).default_start == {}

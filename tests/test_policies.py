@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+import math
 import re
 import zipfile
 
@@ -57,7 +58,14 @@ def test_uniform_start():
     np.testing.assert_allclose(probabilities(policy), 1 / 9, rtol=1e-5)
 
 
-@pytest.mark.parametrize("space", [actions.classic(), actions.factored(*actions.classic().moves)])
+@pytest.mark.parametrize(
+    "space",
+    [
+        actions.classic(),
+        actions.factored(*actions.classic().moves),
+        actions.ordered(actions.level("learning_rate"), spread=0.2),
+    ],
+)
 def test_a_saved_policy_comes_back_exactly(tmp_path, space):
     encoder = observations.classic(history=4)
     policy = init_policy(
@@ -224,12 +232,18 @@ def test_a_card_without_a_key_is_refused(folder, key):
         ("move", {"amounts": [-2.0, 1.0, 2.0]}),
         ("move", {"amounts": [0.5, 1.0, 1e300]}),
         ("move", {"kind": "set"}),
+        ("space", {"spread": 0.35}),  # one of its moves adds
+        *(("steps", {"spread": x}) for x in ("x", True, [1], math.nan, -1.0, 10**400)),
     ],
 )
 def test_a_hostile_entry_is_refused(folder, part, changes):
     good = saved_bytes(folder)
     card = card_of(good)
-    parts = {"card": card, "wrapper": card["wrappers"][0], "move": card["action_space"]["moves"][0]}
+    space = card["action_space"]
+    if part == "steps":  # a space that might have a spread
+        space["moves"] = space["moves"][:1]
+    parts = {"card": card, "wrapper": card["wrappers"][0], "move": space["moves"][0]}
+    parts |= {"space": space, "steps": space}
     parts[part].update(changes)
     assert refuse(folder / "hostile.policy", rewritten(good, card))
 

@@ -42,6 +42,26 @@ def test_entropy_of_a_sure_choice_is_zero():
     assert pg.entropy(jnp.array([0.0, -jnp.inf])) == 0.0
 
 
+def test_divergence_by_hand():
+    probs, other = np.array([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]]), np.array([0.2, 0.3, 0.5])
+    expected = [np.sum(probs[0] * np.log(probs[0] / other)), -np.log(0.2)]
+    both = jnp.log(jnp.asarray(np.tile(other, (2, 1)), jnp.float32))
+    got = pg.divergence(jnp.log(jnp.asarray(probs, jnp.float32)), both)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    same = jnp.log(jnp.asarray(probs[0], jnp.float32))
+    np.testing.assert_allclose(pg.divergence(same, same), 0.0, atol=1e-7)
+
+
+def test_the_gradient_of_the_divergence_ends_where_both_agree():
+    other = jax.nn.log_softmax(jnp.array([0.3, -1.0, 2.0]))
+
+    def away(logits):
+        return pg.divergence(jax.nn.log_softmax(logits), other)
+
+    np.testing.assert_allclose(jax.grad(away)(other), 0.0, atol=1e-6)
+    assert jax.grad(away)(other + jnp.array([1.0, 0.0, 0.0]))[0] > 0.01
+
+
 def test_policy_loss_by_hand():
     probs = np.array([[0.5, 0.5], [0.25, 0.75]])
     # -(ln 0.5·2 + ln 0.75·(-1))/2 - 0.1·(H₀ + H₁)/2

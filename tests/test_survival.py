@@ -176,7 +176,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
 
 
 def test_one_trace_over_thousands_of_steps():
-    tx = make(optax_meta.reinforce(start="uniform", decision_interval=2, train_every=3))
+    tx = make(optax_meta.reinforce(decision_interval=2, train_every=3))
     traces = 0
 
     @jax.jit

@@ -326,7 +326,7 @@ def test_several_controllers_are_told_apart():
     tx = optax.partition(
         {
             "a": control_hyperparams(optax.sgd, optax_meta.plateau())(0.1),
-            "b": control_hyperparams(optax.adamw, optax_meta.reinforce())(0.2),
+            "b": control_hyperparams(optax.adamw, optax_meta.classic_reinforce())(0.2),
         },
         {"x": "a", "y": "b"},
     )
@@ -372,7 +372,7 @@ PLATEAU = optax_meta.plateau()
             "has bounds for lr but steers learning_rate",
         ),
         (
-            lambda: control_hyperparams(optax.sgd, optax_meta.reinforce())(0.1),
+            lambda: control_hyperparams(optax.sgd, optax_meta.classic_reinforce())(0.1),
             (
                 "steers `weight_decay`, which `sgd` does not have; its hyperparameters are: "
                 "learning_rate"
@@ -387,7 +387,7 @@ PLATEAU = optax_meta.plateau()
             "`learning_rate` is steered by the controller and must start from a number",
         ),
         (
-            lambda: control_hyperparams(optax.adamw, optax_meta.reinforce())(11.0),
+            lambda: control_hyperparams(optax.adamw, optax_meta.classic_reinforce())(11.0),
             r"must start within the controller's bounds \[1e-08, 10\], got 11.0",
         ),
         (

@@ -603,6 +603,46 @@ def test_bounds_are_no_hand():
     assert rate[-1] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("is_level", [True, False])
+def test_a_level_comes_back_after_it_was_clipped(is_level):
+    """A factor that was clipped is gone: what moves its value goes on from what was left."""
+    move = optax_meta.actions.level if is_level else optax_meta.actions.scale
+    space = optax_meta.actions.joint(move("learning_rate", (1.0, 4.0)))
+    policy = optax_meta.init_policy(jax.random.key(0), action_space=space, hidden_sizes=())
+    head = policy.params["params"]["head"]
+    # A level of 4 all the time, or a factor of 1.
+    bias = jnp.array([0.0, 9.0]) if is_level else jnp.array([9.0, 0.0])
+    policy = policy._replace(params={"params": {"head": {**head, "bias": bias}}})
+    inside = optax_meta.learned(policy, decision_interval=1)
+    tx = optax_meta.control_hyperparams(optax.sgd, trust_region(inside, max_share=0.5))(0.1)
+    grads = jnp.array([1e-2] * 5 + [1e3] + [1e-2] * 30)
+    rows, _, _ = run_values(tx, jnp.linspace(2.0, 1.0, grads.size), grads)
+    rate = np.asarray(rows.hyperparams["learning_rate"])
+    wanted = 0.4 if is_level else 0.1
+    assert rate[4] == pytest.approx(wanted)
+    assert rate[6:].min() < 0.5 * wanted
+    assert (rate[-1] == pytest.approx(wanted)) == is_level
+
+
+def test_a_level_set_by_hand_scales_and_stays():
+    space = optax_meta.actions.levels((0.5, 1.0, 2.0))
+    controller = optax_meta.reinforce(
+        action_space=space, decision_interval=1, wrappers={"trust_region": {"max_share": 1e6}}
+    )
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-3)
+    update = jax.jit(lambda state: tx.update(jnp.ones(3), state, jnp.ones(3), value=1.0)[1])
+    state, seen = tx.init(jnp.ones(3)), []
+    for step in range(30):
+        state = update(state)
+        rate = optax_meta.hyperparams(state)["learning_rate"]
+        level = (0.5, 1.0, 2.0)[int(optax_meta.record(state).decision.action)]
+        seen.append(level)
+        np.testing.assert_allclose(rate, level * (1e-3 if step < 10 else 3e-3), rtol=1e-4)
+        if step == 9:
+            state = optax_meta.set_hyperparams(state, learning_rate=3.0 * rate)
+    assert len(set(seen[10:])) > 1
+
+
 def test_a_stage_knows_the_length_of_what_is_left(metrics):
     observed = []
 

@@ -18,7 +18,7 @@ import optax_meta
 from optax_meta import cli, recording, writers
 from optax_meta.reports.rows import method_result
 
-CONTROLLER = optax_meta.reinforce(decision_interval=3, wrappers={})
+CONTROLLER = optax_meta.classic_reinforce(decision_interval=3, start="hold")
 LABELS = CONTROLLER.action_labels
 STEPS = 10
 PLAIN = {"step": 1, "value": 0.5}

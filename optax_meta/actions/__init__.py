@@ -18,6 +18,7 @@ from optax_meta.actions.spaces import ActionSpace as ActionSpace
 from optax_meta.actions.spaces import apply as apply
 from optax_meta.actions.spaces import classic as classic
 from optax_meta.actions.spaces import factored as factored
+from optax_meta.actions.spaces import factors as factors
 from optax_meta.actions.spaces import hold as hold
 from optax_meta.actions.spaces import hold_logits as hold_logits
 from optax_meta.actions.spaces import joint as joint

@@ -20,6 +20,7 @@ from optax_meta.actions.moves import (
     scale,
 )
 from optax_meta.base import Bounds, Hyperparams
+from optax_meta.checks import check_number
 
 
 class ActionSpace(NamedTuple):
@@ -138,6 +139,7 @@ def ordered(*moves: Move, spread: float = 0.35) -> ActionSpace:
         raise ValueError(
             f"`{adds[0]}` is moved by increments, which have no logarithm: use factors"
         )
+    check_number("spread", spread)
     if not 0.0 < spread < math.inf:
         raise ValueError(f"`spread` must be positive and finite, got {spread}")
     return _space(moves, factored=True)._replace(spread=float(spread))
@@ -250,6 +252,35 @@ def apply(
         for move, choice in zip(space.moves, choices, strict=True)
     }
     return {**hyperparams, **moved}
+
+
+def factors(
+    space: ActionSpace, hyperparam: str, last_action: jax.typing.ArrayLike = -1
+) -> jax.Array | None:
+    """Return by which factor each action changes a hyperparameter.
+
+    Args:
+        space: the action space.
+        hyperparam: name of one.
+        last_action: as for `apply`.
+
+    Returns:
+        float32[num_actions]; None where it is not steered, or by increments.
+
+    Example:
+        >>> print(optax_meta.actions.factors(optax_meta.actions.learning_rate(), "learning_rate"))
+        [0.5 1.  2. ]
+    """
+    if hyperparam not in space.hyperparams:
+        return None
+    index = space.hyperparams.index(hyperparam)
+    if space.moves[index].kind == "add":
+        return None
+    wide = space.moves[index]._replace(bounds=(-math.inf, math.inf))
+    choice = np.unravel_index(np.arange(space.num_actions), space.shape)[index]
+    every = jnp.arange(space.num_actions)
+    last = jnp.asarray(last_action, jnp.int32)
+    return apply_move(wide, choice, every, last, jnp.ones(space.num_actions, jnp.float32))
 
 
 def log_probs(space: ActionSpace, logits: jax.Array) -> jax.Array:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from optax_meta import policy_gradient
+from optax_meta import actions, policy_gradient
 from optax_meta.base import Hyperparams, State
+from optax_meta.checks import Number, is_set
 from optax_meta.metrics import Metrics
 from optax_meta.policies import Policy, draw
 from optax_meta.recording import Decision, DecisionState
@@ -55,6 +56,7 @@ class Learner(NamedTuple):
     train_every: int
     anchor: float
     explore_until: float
+    max_share: Number
 
 
 def init(policy: Policy, learner: Learner, seed: jax.Array) -> ReinforceState:
@@ -100,8 +102,10 @@ def update(
     state, reward = _collect_reward(learner, metrics, state)
     left = _left(learner, metrics)
     state = learn(state, left)
-    decision = _sample(policy, state, observation, left > 0.0)._replace(reward=reward)
     last_action = state.decision.unpack().action
+    room = _room(policy, learner, metrics, last_action)
+    decision = _sample(policy, state, observation, left > 0.0, room)
+    decision = decision._replace(reward=reward, baseline=state.before[-1])
     hyperparams = policy.apply(decision.action, last_action, metrics, hyperparams)
     row = jnp.stack([decision.action.astype(jnp.float32), decision.log_prob, jnp.float32(0.0)])
     position = _position(state, 0)
@@ -120,7 +124,8 @@ def _left(learner: Learner, metrics: Metrics) -> jax.Array:
         return 1.0 - metrics.is_over.astype(jnp.float32)
     share = metrics.progress / max(learner.explore_until, 1e-9)
     # Where the length is not known it is all to come.
-    return jnp.clip(1.0 - share, 0.0, 1.0)
+    is_over = metrics.progress >= learner.explore_until
+    return jnp.where(is_over, 0.0, jnp.clip(1.0 - share, 0.0, 1.0))
 
 
 def _position(state: ReinforceState, offset: int) -> jax.Array:
@@ -215,11 +220,31 @@ def _learn(
     return params, jnp.stack(new_moments), baseline
 
 
+def _room(
+    policy: Policy, learner: Learner, metrics: Metrics, last_action: jax.Array
+) -> jax.Array | None:
+    """Return which actions the trust region would not clip, bool[num_actions]; None for all."""
+    factors = actions.factors(policy.action_space, "learning_rate", last_action)
+    if factors is None or not is_set(learner.max_share, math.inf):
+        return None
+    longest = learner.max_share * metrics.distance
+    # The shortest always is one, or there would be none to choose from.
+    is_short = metrics.update_rms * factors <= longest
+    return is_short | (factors <= jnp.min(factors)) | (metrics.num_moves == 0.0)
+
+
 def _sample(
-    policy: Policy, state: ReinforceState, observation: jax.Array, explores: jax.Array
+    policy: Policy,
+    state: ReinforceState,
+    observation: jax.Array,
+    explores: jax.Array,
+    room: jax.Array | None,
 ) -> Decision:
     _, unravel = ravel_pytree(policy.params)
     log_probs = policy.log_probs(unravel(state.policy_params), observation)
+    if room is not None:
+        # What would be clipped would be credited with what it did not do.
+        log_probs = jax.nn.log_softmax(jnp.where(room, log_probs, -jnp.inf))
     action = draw(state.stream, log_probs)
     best = jnp.argmax(log_probs).astype(action.dtype)
     return Decision.choose(jnp.where(explores, action, best), log_probs, observation)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from optax_meta.checkpoints import as_policy
 from optax_meta.checks import Number, check_seed, check_whole
 from optax_meta.controllers import online
 from optax_meta.controllers.online import Learner, check
-from optax_meta.controllers.wrapping import EVERY_GOOD_RUN, wrapped
+from optax_meta.controllers.wrapping import EVERY_GOOD_RUN, OPTIONS, wrapped
 from optax_meta.origins import keep_origin
 from optax_meta.policies import Policy, Start, Wrappers, init_policy
 from optax_meta.rewards import Reward
@@ -129,6 +129,10 @@ def reinforce(
         raise ValueError(f"a `policy` brings its own {', '.join(fresh)}: pass one or the other")
     check_seed(seed)
     seed = jnp.asarray(seed, jnp.uint32)
+    given = None if policy is None else as_policy(policy)
+    # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
+    template = fresh_policy(jax.random.key(0), **fresh) if given is None else given
+    inside = _wrappers(given, template) if wrappers is None else wrappers
     learner = Learner(
         reward=rewards.trend() if reward is None else reward,
         reward_scale=reward_scale,
@@ -140,11 +144,9 @@ def reinforce(
         train_every=check_whole("train_every", train_every),
         anchor=anchor,
         explore_until=explore_until,
+        max_share=_max_share(inside),
     )
     check(learner)
-    given = None if policy is None else as_policy(policy)
-    # The shapes do not depend on the seed; the parameters of a fresh policy are made in `init`.
-    template = fresh_policy(jax.random.key(0), **fresh) if given is None else given
 
     def init(hyperparams: Hyperparams) -> online.ReinforceState:
         del hyperparams
@@ -159,13 +161,22 @@ def reinforce(
         total_steps=total_steps,
         decision_interval=decision_interval,
     )
-    return wrapped(own, _wrappers(given, own) if wrappers is None else wrappers)
+    return wrapped(own, inside)
 
 
-def _wrappers(given: Policy | None, own: Controller) -> Wrappers:
+def _wrappers(given: Policy | None, fresh: Policy) -> Wrappers:
     if given is not None:
         return given.wrappers
-    return EVERY_GOOD_RUN if _RATE in own.hyperparams else {}
+    return EVERY_GOOD_RUN if _RATE in fresh.action_space.hyperparams else {}
+
+
+def _max_share(wrappers: Wrappers) -> Number:
+    """Return the longest move that a trust region among the wrappers allows, else infinity."""
+    given = wrappers.get("trust_region") if isinstance(wrappers, Mapping) else None
+    if not isinstance(given, Mapping):
+        return math.inf  # none, or something that is refused where the wrappers are put on
+    options = {**OPTIONS["trust_region"], **given}
+    return options["max_share"] if options["hyperparam"] == _RATE else math.inf
 
 
 def classic_reinforce(**options: Any) -> Controller:
@@ -212,7 +223,7 @@ def fresh_policy(key: jax.Array, **given: Any) -> Policy:
         >>> fresh_policy(jax.random.key(0)).action_space.num_actions
         17
     """
-    space = given.get("action_space") or actions.ordered(actions.level(_RATE, _LEVELS))
+    space = given.get("action_space") or actions.ordered(actions.level(_RATE, _LEVELS), spread=0.25)
     sees_rate = isinstance(space, ActionSpace) and _RATE in space.hyperparams
     encoder = observations.scale_free() if sees_rate else observations.classic()
     return init_policy(

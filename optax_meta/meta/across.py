@@ -153,10 +153,11 @@ def _init(policy: Policy, seed: int = 0) -> AcrossState:
 def _ask(policy: Policy, sigma: float, state: AcrossState, index: int = 0) -> Policy:
     best = _best(policy, state)
     number = state.num_runs + index
-    key = jax.random.fold_in(jax.random.key(state.seed), number // 2)
+    pair = number // 2
+    key = jax.random.fold_in(jax.random.key(state.seed), pair)
     # A draw and its mirror image: what is even in the shift cancels out of what a pair tells.
     sign = 1.0 - 2.0 * (number % 2)
-    width = sigma / jnp.sqrt(1.0 + number / _SETTLING)
+    width = sigma / jnp.sqrt(1.0 + 2 * pair / _SETTLING)
     return _shifted(policy, best + width * sign * jax.random.normal(key, best.shape))
 
 
@@ -165,11 +166,6 @@ def _tell(
 ) -> AcrossState:
     if not is_real_scalar(loss):
         raise ValueError(f"`loss` must be a scalar, got {type(loss).__name__}")
-    if not isinstance(asked, Policy):
-        raise ValueError(
-            f"`policy` must be the one that was asked for, got {type(asked).__name__}: call "
-            "`tell(state, policy, loss)`"
-        )
     reference = _reference(state, jnp.asarray(loss, jnp.float32))
     return _add(state, reference, _told(policy, reference, asked, loss)[None])
 
@@ -187,7 +183,7 @@ def _tell_group(
     told = [_told(policy, reference, *pair) for pair in zip(asked, losses, strict=True)]
     rows = jnp.stack(told)
     # What they share, such as the luck of the seed, is no matter of the policy.
-    return _add(state, reference, rows - jnp.mean(rows, axis=0))
+    return _add(state, reference, rows - jnp.mean(rows, axis=0, keepdims=True))
 
 
 def _reference(state: AcrossState, loss: jax.Array) -> jax.Array:
@@ -199,6 +195,11 @@ def _told(
     policy: Policy, reference: jax.Array, asked: Policy, loss: jax.typing.ArrayLike
 ) -> jax.Array:
     """Return what a run tells: what was tried, and the log of what came of it; float32[F + 1]."""
+    if not isinstance(asked, Policy):
+        raise ValueError(
+            f"a policy must be one that was asked for, got {type(asked).__name__}: call "
+            "`tell(state, policy, loss)`"
+        )
     loss = jnp.asarray(loss, jnp.float32)
     return jnp.append(_row(_shift_of(policy, asked)), _log_ratio(loss, reference))
 
@@ -259,7 +260,7 @@ def _best(policy: Policy, state: AcrossState) -> jax.Array:
     fit = fitted(variance)
     bend = jnp.maximum(fit[1 + 2 * moves :], _LEAST_CURVATURE)[:, None]
     shift = -fit[1 : 1 + 2 * moves].reshape(moves, 2)
-    shift /= 2.0 * bend * jnp.array([1.0, _PROGRESS_SQUARE])
+    shift /= 2.0 * bend * jnp.array([[1.0, _PROGRESS_SQUARE]])
     # No further than the choices reach.
     reach = jnp.array([np.abs(actions.positions(move)).max() for move in policy.action_space.moves])
     return jnp.clip(shift, -reach[:, None], reach[:, None])

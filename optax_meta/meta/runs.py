@@ -4,7 +4,7 @@ Needs the extra `meta`: Orbax for checkpoints, tensorboardX for logs that Tensor
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +17,76 @@ from optax_meta import actions, observations, writers
 from optax_meta.checkpoints import load_policy
 from optax_meta.checks import check_whole
 from optax_meta.meta.families import FAMILIES, OVERFITTED
+from optax_meta.meta.tasks import TaskFamily
 from optax_meta.meta.training import MetaState, MetaTrainer, meta_trainer
 from optax_meta.policies import Policy, Wrappers, init_policy
 from optax_meta.writers import Writer
 
-_DECISIONS: dict[str, Any] = {"dense_steps": 20, "num_decisions": 100}
-_LEARNED_INSIDE: Wrappers = {
-    "calibrated": {"span": 8.0},
+_INSIDE: Wrappers = {
+    "calibrated": {"span": 4.0},
     "annealed": {"power": 1.0},
     "trust_region": {"max_share": 2.0, "max_growth": 1.5},
 }
-
-
-_LIKE_REAL = (
-    *("tanh", "deep", "wide", "plain", "quadratic", "product"),
-    *("rare", "transformer", "language", "few-relu", "few-deep", "few-wide"),
+_DECISIONS: dict[str, Any] = {"dense_steps": 20, "num_decisions": 100, "hidden_sizes": ()}
+LEVELS = tuple(2.0 ** (k / 4) for k in range(-8, 9))
+"""Levels of a rate, relative to the distance rule: within a factor of four, in steps of a fifth."""
+DECAY_LEVELS = tuple(2.0 ** (3 * k / 4) for k in range(-8, 9))
+"""Levels of a weight decay: the best one differs a hundredfold."""
+LIKE_REAL = (
+    *("tanh", "deep", "wide", "plain", "narrow", "heavy", "quadratic", "product"),
+    *("rare", "transformer", "few-relu", "few-deep"),
 )
-"""Families whose runs do not reach the noise of their data early: where they do, it pays to let
-rates fall early, and in real networks it costs."""
+"""Families that policies learn from, by name; most do not reach the noise of their data early,
+where it would pay to let rates fall early, which in real networks costs."""
 
 
-def any_lr(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
+def any_lr(
+    mesh: Mesh | None = None, *, families: Sequence[TaskFamily] = (), **options: Any
+) -> MetaTrainer:
     """Build the meta-trainer that `any-lr-v2` comes from: the learning rate of any optimizer.
 
-    It starts from the distance rule, which a policy that holds follows, and learns by how much to
-    move more or less than that.
+    The policy is a linear map from what it sees to the level of the rate relative to the distance
+    rule, which it follows at first. Few numbers, since a run tells one number: how it ended.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
-        **options: replace what it is built with, such as `learner="evolution"`.
+        families: further ones, such as the real networks that `benchmarks/train_any_lr.py` adds.
+        **options: replace what it is built with, such as `learner="reinforce"`.
 
     Returns:
-        A `MetaTrainer` over nine of `families.FAMILIES` and three of `families.OVERFITTED`.
+        A `MetaTrainer`.
 
     Example:
         >>> trainer = optax_meta.meta.runs.any_lr(groups=2, rollouts=2)
         >>> trainer.policy(trainer.init(0)).action_space.num_actions
-        5
+        17
     """
     policy = init_policy(
         jax.random.key(0),
         encoder=observations.scale_free(),
-        action_space=actions.learning_rate((0.5, 1 / 1.2, 1.0, 1.2, 2.0), bounds=(1e-12, 1e6)),
-        wrappers=_LEARNED_INSIDE,
+        action_space=actions.ordered(actions.level("learning_rate", LEVELS)),
+        wrappers=_INSIDE,
         **_DECISIONS,
-        hold_probability=0.85,
     )
-    families = [make() for name, make in {**FAMILIES, **OVERFITTED}.items() if name in _LIKE_REAL]
+    every = [*families, *(make() for name, make in _EVERY.items() if name in LIKE_REAL)]
     # By the final loss alone: training loss as reward would favour rates that rise and fall early.
     defaults = {
-        "epochs": 4,
-        "policy_learning_rate": 1e-3,
+        "learner": "evolution",
+        "optimizers": ("adam", "momentum", "lion", "rmsprop"),
+        "horizons": (150, 1500),
         "shaped_updates": 0,
-        "horizons": (100, 1000),
-        "families_per_update": 3,
+        "families_per_update": 7,
+        "sigma": 0.07,
+        "policy_learning_rate": 0.015,
     }
-    return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
+    return meta_trainer(every, policy, mesh=mesh, **{**defaults, **options})
 
 
 def adamw_lr_wd(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
     """Build the meta-trainer of `adamw-lr-wd-v2`: learning rate and weight decay of AdamW.
 
     It starts from the shipped `any-lr-v2`, which chooses the rate already, and learns from the loss
-    on held-out data alone.
+    on held-out data alone. Its decay starts where rate × decay × steps is one.
 
     Args:
         mesh: as for `optax_meta.meta_trainer`.
@@ -91,37 +98,36 @@ def adamw_lr_wd(mesh: Mesh | None = None, **options: Any) -> MetaTrainer:
     Example:
         >>> trainer = optax_meta.meta.runs.adamw_lr_wd(groups=2, rollouts=2)
         >>> trainer.policy(trainer.init(0)).action_space.num_actions
-        15
+        289
     """
     source = load_policy("any-lr-v2")
-    calibrated = {**_LEARNED_INSIDE["calibrated"], "total_decay": 1.0}
-    decay = actions.scale("weight_decay", (0.5, 1.0, 2.0), bounds=(1e-12, 1e6))
+    decay = actions.level("weight_decay", DECAY_LEVELS)
     fresh = init_policy(
         jax.random.key(0),
         encoder=observations.scale_free(weight_decay=True),
-        action_space=actions.factored(*source.action_space.moves, decay),
-        wrappers={**_LEARNED_INSIDE, "calibrated": calibrated},
+        action_space=actions.ordered(*source.action_space.moves, decay),
+        wrappers={**source.wrappers, "calibrated": {"span": 4.0, "total_decay": 1.0}},
         **_DECISIONS,
-        hold_probability=0.7,
     )
     policy = fresh._replace(params=_widened(source.params, fresh.params))
-    families = [make() for make in OVERFITTED.values()]
+    made = [make() for make in OVERFITTED.values()]
     # None of it here: training loss does not foretell the loss on fresh data.
-    defaults = {"epochs": 4, "policy_learning_rate": 1e-3, "shaped_updates": 0}
-    return meta_trainer(families, policy, mesh=mesh, **{**defaults, **options})
+    defaults = {"learner": "evolution", "shaped_updates": 0, "sigma": 0.07}
+    defaults |= {"policy_learning_rate": 0.015}
+    return meta_trainer(made, policy, mesh=mesh, **{**defaults, **options})
 
 
 def _widened(source: Any, target: Any) -> Any:
-    """Put smaller arrays in the first rows and columns of larger ones; zeros for further inputs."""
+    """Put smaller arrays in the first rows and columns of larger ones, which are zero elsewhere."""
 
-    def widen(path: Any, small: jax.Array, large: jax.Array) -> jax.Array:
-        # Further inputs must change nothing at first.
-        is_first = "Dense_0" in jax.tree_util.keystr(path)
-        large = jnp.zeros_like(large) if is_first else large
-        return large.at[tuple(slice(size) for size in small.shape)].set(small)
+    def widen(small: jax.Array, large: jax.Array) -> jax.Array:
+        # Further inputs and outputs must change nothing at first.
+        return jnp.zeros_like(large).at[tuple(slice(size) for size in small.shape)].set(small)
 
-    return jax.tree_util.tree_map_with_path(widen, source, target)
+    return jax.tree.map(widen, source, target)
 
+
+_EVERY = {**FAMILIES, **OVERFITTED}
 
 RECIPES: Mapping[str, Callable[..., MetaTrainer]] = {
     "any-lr-v2": any_lr,

@@ -91,6 +91,8 @@ def fine_tune(
     policy = as_policy(policy)
     steps, groups = int(check_whole("steps", steps)), int(check_whole("groups", groups))
     steered_by(optimizer)
+    if not task.name or Path(task.name).name != task.name:
+        raise ValueError(f"the name of the task must be that of a file, got {task.name!r}")
     runs = across_runs(policy)
     settings = {"task": task.name, "optimizer": name_of(optimizer), "steps": steps, "seed": seed}
     settings |= {"start": checkpoints.digest(policy)}
@@ -120,7 +122,8 @@ def _learned(
 ) -> AcrossState:
     """Return what all groups told; those of an earlier call are read from the log."""
     path = folder / "log.jsonl"
-    rows = writers.read_rows(path) if path.exists() and path.stat().st_size else []
+    # A first row that was cut off is none, and is written again.
+    rows = writers.Follower(path).read() if path.exists() else []
     state = runs.init(0)
     with writers.jsonl(path, counter="update") as log:
         for group in range(groups):

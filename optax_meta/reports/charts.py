@@ -187,6 +187,35 @@ def progress_charts(methods: Mapping[str, MethodResult]) -> list[Chart]:
     return [{**chart, "log": False}]
 
 
+def reward_chart(methods: Mapping[str, MethodResult]) -> Chart:
+    """Return the chart of rewards, running means over a tenth of the decisions, and baselines.
+
+    Args:
+        methods: those that learn within a run; of each the first seed is drawn.
+
+    Example:
+        >>> choice = {"action": 1, "log_prob": -0.1, "entropy": 0.3, "reward": 0.5, "baseline": 0.2}
+        >>> choice |= {"probabilities": [0.1, 0.9], "observation": [0.5]}
+        >>> rows = [{"step": t, "decided": True, "loss": 2.0, **choice} for t in (1, 2)]
+        >>> methods = {"mine": optax_meta.reports.rows.method_result(rows, {})}
+        >>> [line["name"] for line in optax_meta.reports.charts.reward_chart(methods)["series"]]
+        ['mine: reward', 'mine: baseline']
+    """
+    series: list[Series] = []
+    for result, name in zip(methods.values(), methods, strict=True):
+        seed = _first_seed(result)
+        if seed is None:
+            continue
+        kept = curves.spread(seed.steps.size, MAX_POINTS)
+        reward, baseline = np.asarray(seed.decision.reward), np.asarray(seed.decision.baseline)
+        smooth = curves.running_mean(reward, max(1, reward.size // 10))
+        for label, values in (("reward", smooth), ("baseline", baseline)):
+            line = points(seed.steps[kept], values[kept])
+            style = len(series)
+            series.append({"name": f"{name}: {label}", "style": style, **line, "others": []})
+    return {**_chart("reward", "reward", "reward of a decision", series), "log": False}
+
+
 def points(x: np.ndarray, y: np.ndarray) -> Points:
     """Return a line of int[N] and float[N], with as many digits as can be seen.
 
@@ -267,7 +296,10 @@ def _decisions(result: MethodResult) -> list[Explained] | None:
     seed = _first_seed(result)
     if seed is None:
         return None
-    action, _, _, reward, probabilities, observation = (np.asarray(x) for x in seed.decision)
+    decision = seed.decision
+    action, reward = np.asarray(decision.action), np.asarray(decision.reward)
+    probabilities = np.asarray(decision.probabilities)
+    observation = np.asarray(decision.observation)
     # A decision's reward stands in the record of the next one; a frozen policy earns none.
     rewards = [*(reward[1:] if reward.any() else np.full(reward.size - 1, np.nan)), np.nan]
     return [

@@ -87,6 +87,9 @@ def run_pictures(methods: Mapping[str, MethodResult]) -> Iterator[Picture]:
     if policies:
         yield _probabilities(policies, seeds)
         yield _actions(policies, seeds)
+    if learners := {name: result for name, result in policies.items() if _learns(result)}:
+        yield _rewards(learners, seeds)
+        yield _earnings(learners, seeds)
 
 
 def _losses(methods: Mapping[str, MethodResult], seeds: int) -> Picture:
@@ -153,6 +156,35 @@ def _actions(policies: Mapping[str, MethodResult], seeds: int) -> Picture:
     draw = partial(_draw_panels, policies, 1.0, plots.action_histogram)
     image = _image("Histogram of actions of each policy", draw)
     return Picture("Which actions were taken", caption, image=image)
+
+
+def _rewards(learners: Mapping[str, MethodResult], seeds: int) -> Picture:
+    caption = (
+        "What decisions earned, and the moving average of returns that they are compared with. "
+        "A policy learns from what lies above or below it."
+    )
+    caption += " The first seed alone." if seeds > 1 else ""
+    stops = {name: rows.last_lesson(result) for name, result in learners.items()}
+    for name, step in stops.items():
+        told = f"learned last at step {step}" if step else "learned nothing"
+        caption += f" {name} {told}."
+    return Picture("How rewards went", caption, [charts.reward_chart(learners)])
+
+
+def _earnings(learners: Mapping[str, MethodResult], seeds: int) -> Picture:
+    of_all = " of all seeds" if seeds > 1 else ""
+    caption = (
+        f"Decisions{of_all}. Where the bars of all actions overlap, nothing within these runs told "
+        "which is better, and whatever the policy prefers is chance."
+    )
+    draw = partial(_draw_panels, learners, 1.0, plots.rewards_by_action)
+    image = _image("Mean reward of each action of each policy, with its error", draw)
+    return Picture("Which actions earned what", caption, image=image)
+
+
+def _learns(result: MethodResult) -> bool:
+    decision = result.records.decision
+    return decision is not None and bool(np.asarray(decision.reward).any())
 
 
 def _has_decided(result: MethodResult) -> bool:

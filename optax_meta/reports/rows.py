@@ -118,6 +118,28 @@ def leaps(result: MethodResult) -> list[int]:
     return (np.flatnonzero((np.diff(totals, prepend=0, axis=1) > 0).any(axis=0)) + 1).tolist()
 
 
+def last_lesson(result: MethodResult) -> int:
+    """Return the step, from 1, at which the first seed's policy learned last; 0 for never.
+
+    Example:
+        >>> choice = {"action": 1, "log_prob": -0.1, "entropy": 0.3, "reward": 0.5}
+        >>> choice |= {"probabilities": [0.1, 0.9], "observation": [0.5]}
+        >>> rows = [
+        ...     {"step": t, "decided": True, "loss": 2.0, "baseline": b, **choice}
+        ...     for t, b in ((1, 0.0), (2, 0.1), (3, 0.1))
+        ... ]
+        >>> last_lesson(method_result(rows, {}))
+        2
+    """
+    decision = result.records.decision
+    if decision is None:
+        return 0
+    taken = np.flatnonzero(np.asarray(result.records.decided)[0])
+    baseline = np.asarray(decision.baseline)[0][taken]
+    lessons = np.flatnonzero(np.diff(baseline, prepend=0.0))
+    return int(taken[lessons[-1]]) + 1 if lessons.size else 0
+
+
 def is_replanned(result: MethodResult, tolerance: float = 0.02) -> bool:
     """Return whether the progress of the first seed is known, but does not rise evenly from 0.
 

@@ -28,7 +28,7 @@ def frame(records: _Records, labels: Sequence[str] = ()) -> "pd.DataFrame":
     Returns:
         Columns `step`, `value`, `cost`, `grad_norm`, `alignment`, one for each hyperparameter,
         `decided`, `num_nonfinite`, `num_spikes`, `progress`, `num_misread`; for a controller with a
-        policy `action`, `log_prob`, `entropy`, `reward`, `p(LABEL)` for each action and
+        policy `action`, `log_prob`, `entropy`, `reward`, `baseline`, `p(LABEL)` for each action and
         `observation(0)`, …, missing where no decision was taken; for several runs `seed`.
 
     Raises:

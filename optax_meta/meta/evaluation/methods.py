@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import optax
@@ -14,7 +13,7 @@ from optax_meta.controllers.constant import constant
 from optax_meta.controllers.hypergradient import hypergradient
 from optax_meta.controllers.learned import learned
 from optax_meta.controllers.plateau import plateau
-from optax_meta.controllers.reinforce import reinforce
+from optax_meta.controllers.reinforce import classic_reinforce, reinforce
 from optax_meta.controllers.warmup import warmup_plateau
 
 Method = Callable[[int, jax.Array], Controller]
@@ -50,11 +49,16 @@ def _any_lr(names: tuple[str, ...], steps: int, seed: jax.Array) -> Controller:
     return learned("any-lr-v2", total_steps=steps)
 
 
-def _reinforce(names: tuple[str, ...], steps: int, seed: jax.Array, **options: Any) -> Controller:
+def _reinforce(names: tuple[str, ...], steps: int, seed: jax.Array) -> Controller:
+    del names
+    return reinforce(seed=seed, total_steps=steps)
+
+
+def _random_walk(names: tuple[str, ...], steps: int, seed: jax.Array) -> Controller:
     # Two thirds of the classic nine actions move the weight decay.
-    has_decay = "weight_decay" in names
-    space = actions.classic() if has_decay else actions.learning_rate()
-    return reinforce(action_space=space, seed=seed, total_steps=steps, **options)
+    space = actions.classic() if "weight_decay" in names else actions.learning_rate()
+    options = {"seed": seed, "total_steps": steps, "policy_learning_rate": 0.0}
+    return classic_reinforce(action_space=space, **options)
 
 
 METHODS: Mapping[str, Callable[[tuple[str, ...], int, jax.Array], Controller]] = {
@@ -64,8 +68,8 @@ METHODS: Mapping[str, Callable[[tuple[str, ...], int, jax.Array], Controller]] =
     "hypergradient": _hypergradient,
     "any-lr-v2": _any_lr,
     "reinforce": _reinforce,
-    # The same actions, drawn evenly and never learned from: what learning must beat.
-    "random-walk": partial(_reinforce, start="uniform", policy_learning_rate=0.0, wrappers={}),
+    # The classic actions, drawn evenly and never learned from: what learning must beat.
+    "random-walk": _random_walk,
 }
 """Methods by the name that the command line takes; before what a `Method` takes come the names of
 the hyperparameters that the optimizer has, out of learning rate and weight decay."""

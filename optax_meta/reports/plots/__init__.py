@@ -8,6 +8,7 @@ from optax_meta.reports.plots.cells import performance_profile as performance_pr
 from optax_meta.reports.plots.cells import start_sensitivity as start_sensitivity
 from optax_meta.reports.plots.policies import action_histogram as action_histogram
 from optax_meta.reports.plots.policies import decisions as decisions
+from optax_meta.reports.plots.policies import rewards_by_action as rewards_by_action
 from optax_meta.reports.plots.runs import loss_curves as loss_curves
 from optax_meta.reports.plots.runs import ranking as ranking
 from optax_meta.reports.plots.runs import timeline as timeline

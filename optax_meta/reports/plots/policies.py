@@ -30,7 +30,7 @@ def action_histogram(
         ValueError: the controller has no policy.
 
     Example:
-        >>> choice = {"action": 1, "log_prob": -0.1, "entropy": 0.3, "reward": 0.0}
+        >>> choice = {"action": 1, "log_prob": -0.1, "entropy": 0.3, "reward": 0.0, "baseline": 0.0}
         >>> choice |= {"probabilities": [0.1, 0.9], "observation": [0.5]}
         >>> rows = [{"step": 1, "decided": True, "loss": 2.0, **choice}]  # of a file
         >>> result = optax_meta.reports.rows.method_result(rows, {})
@@ -48,6 +48,60 @@ def action_histogram(
     ax.set(xlabel="share of decisions", xlim=(0, 1.1))
     ax.invert_yaxis()
     return ax
+
+
+def rewards_by_action(
+    record: Record, labels: Sequence[str], *, ax: "Axes | None" = None, color: str = COLORS[0]
+) -> "Axes":
+    """Draw what each action earned: the mean reward, ± two standard errors.
+
+    Args:
+        record: stacked rows of a controller that learns, leading axes [T] or [S, T].
+        labels: names of the actions, `Controller.action_labels`.
+        ax: what to draw on; None for new axes.
+        color: of the dots.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the controller has no policy.
+
+    Example:
+        >>> choice = {"action": 1, "log_prob": -0.1, "entropy": 0.3, "reward": 0.5, "baseline": 0.2}
+        >>> choice |= {"probabilities": [0.1, 0.9], "observation": [0.5]}
+        >>> rows = [{"step": t, "decided": True, "loss": 2.0, **choice} for t in (1, 2)]
+        >>> result = optax_meta.reports.rows.method_result(rows, {})
+        >>> ax = optax_meta.plots.rewards_by_action(result.records, ["halve", "hold"])
+    """
+    if record.decision is None:
+        raise ValueError("`record` must hold a policy's rewards, got one of a controller without")
+    ax = axes_or_new(ax)
+    earned = _earned(record)
+    for row in range(len(labels)):
+        rewards = earned[row] if row < len(earned) else np.zeros(0)
+        if rewards.size:
+            error = 2.0 * rewards.std() / np.sqrt(rewards.size)
+            ax.errorbar(rewards.mean(), row, xerr=error, fmt="o", color=color, capsize=3)
+    ax.axvline(0.0, color="gray", linewidth=0.8)
+    ax.set_yticks(np.arange(len(labels)), _shown(labels))
+    ax.set(xlabel="mean reward, ± two standard errors", ylim=(-0.5, len(labels) - 0.5))
+    ax.invert_yaxis()
+    return ax
+
+
+def _earned(record: Record) -> list[np.ndarray]:
+    """Return the rewards of each action: that of a decision stands beside the next one."""
+    decision = record.decision
+    assert decision is not None  # noqa: S101 - the caller has looked
+    fields = record.decided, decision.action, decision.reward
+    runs = [np.atleast_2d(np.asarray(x)) for x in fields]
+    actions, rewards = [], []
+    for decided, action, reward in zip(*runs, strict=True):
+        actions.append(action[decided][:-1])
+        rewards.append(reward[decided][1:])
+    every, taken = np.concatenate(rewards), np.concatenate(actions)
+    return [every[taken == action] for action in range(np.shape(decision.probabilities)[-1])]
 
 
 def decisions(

@@ -1,0 +1,224 @@
+"""Learning from how whole runs end, on losses whose optimum is known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import optax_meta
+from optax_meta import across_runs, actions, init_policy, observations
+
+LEVELS = tuple(2.0 ** (k / 2) for k in range(-4, 5))
+MOVES = actions.level("learning_rate", LEVELS), actions.level("weight_decay", LEVELS)
+ORDERED = {"action_space": actions.ordered(*MOVES), "hidden_sizes": ()}
+POLICY = init_policy(jax.random.key(0), encoder=observations.scale_free(), **ORDERED)
+RUNS = across_runs(POLICY)
+PROGRESS = POLICY.encoder.features.index("progress")
+REACH = np.log(4.0)
+
+
+def shift_of(asked, policy=POLICY):
+    """Return by how much the outputs of a policy differ, throughout and by progress."""
+    (head, first) = (p.params["params"]["head"] for p in (asked, policy))
+    change = head["kernel"] - first["kernel"]
+    return jnp.stack([head["bias"] - first["bias"], change[PROGRESS]], axis=-1)
+
+
+def four(state):
+    return [RUNS.ask(state, index) for index in range(4)]
+
+
+@jax.jit
+def shifts_of_four(state):
+    return jnp.stack([shift_of(asked) for asked in four(state)])
+
+
+@functools.partial(jax.jit, static_argnames="group")
+def tell_four(state, losses, *, group):
+    """Return the state after a group, told as one or one after another."""
+    if group:
+        return RUNS.tell_group(state, four(state), losses)
+    for policy, loss in zip(four(state), losses, strict=True):
+        state = RUNS.tell(state, policy, loss)
+    return state
+
+
+best_of = jax.jit(RUNS.shifts)
+
+
+def test_asking_is_a_pure_function_of_the_state():
+    state = RUNS.init(3)
+    first, again, other = (shift_of(RUNS.ask(state, index)) for index in (0, 0, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
+    assert np.all(first != shift_of(RUNS.ask(RUNS.init(4))))
+    told = RUNS.tell(state, RUNS.ask(state), 1.0)
+    # One run alone is compared with nothing; a further one is the next of the same draws.
+    np.testing.assert_allclose(shift_of(RUNS.ask(told)), shift_of(RUNS.ask(state, 1)), atol=1e-5)
+    assert told.num_runs == 1
+    assert all(np.shape(a) == np.shape(b) for a, b in zip(told, state, strict=True))
+
+
+def test_only_what_is_asked_for_is_changed():
+    asked = RUNS.ask(RUNS.init())
+    head, first = (p.params["params"]["head"] for p in (asked, POLICY))
+    others = np.delete(np.arange(first["kernel"].shape[0]), PROGRESS)
+    np.testing.assert_array_equal(head["kernel"][others], first["kernel"][others])
+    assert asked._replace(params=None) == POLICY._replace(params=None)
+    same = shift_of(RUNS.policy(RUNS.init()))
+    np.testing.assert_array_equal(same, 0.0)
+
+
+def test_runs_come_in_pairs_of_mirror_images():
+    state = RUNS.init()
+    for _ in range(2):
+        shifts, best = shifts_of_four(state), best_of(state)
+        np.testing.assert_allclose(shifts[0] + shifts[1], 2.0 * best, atol=1e-5)
+        np.testing.assert_allclose(shifts[2] + shifts[3], 2.0 * best, atol=1e-5)
+        state = tell_four(state, 1.0 + 0.1 * shifts[:, 0, 0], group=True)
+    assert np.any(best != 0.0)
+
+
+def test_exploration_narrows_and_is_as_wide_as_was_asked_for():
+    state = RUNS.init()
+    drawn = [shift_of(RUNS.ask(state, index)) for index in (0, 200)]
+    wide = shift_of(across_runs(POLICY, sigma=0.7).ask(state))
+    np.testing.assert_allclose(wide, 2.0 * drawn[0], rtol=1e-4)
+    many = jax.vmap(lambda i: shift_of(RUNS.ask(state._replace(num_runs=jnp.int32(200)), i)))
+    assert np.std(many(2 * jnp.arange(50))) < 0.5 * 0.35
+
+
+BEST = jnp.array([[0.6, -0.5], [-0.5, 0.0]])
+
+
+def log_loss(shift):
+    away = shift - BEST
+    return 0.08 * jnp.sum(away[:, 0] ** 2 + away[:, 1] ** 2 / 3.0)
+
+
+@pytest.mark.parametrize("as_loss", [jnp.exp, lambda x: -jnp.exp(-x)], ids=["above 0", "below 0"])
+def test_it_finds_the_optimum_of_noisy_runs(as_loss):
+    """By one run at a time, jitted; the mean over twelve seeds is within 0.2 nats."""
+
+    def one(state, key):
+        asked = RUNS.ask(state)
+        noise = 0.01 * jax.random.normal(key)
+        return RUNS.tell(state, asked, as_loss(log_loss(shift_of(asked)) + noise)), None
+
+    def found(seed):
+        keys = jax.random.split(jax.random.key(seed), 120)
+        state, _ = jax.lax.scan(one, RUNS.init(seed), keys)
+        return RUNS.shifts(state), shift_of(RUNS.policy(state))
+
+    shifts, applied = jax.jit(jax.vmap(found))(jnp.arange(12, dtype=jnp.uint32))
+    np.testing.assert_allclose(applied, shifts, atol=1e-5)
+    np.testing.assert_allclose(np.mean(shifts, axis=0), BEST, atol=0.2)
+    lost = jax.vmap(log_loss)(shifts)
+    assert np.mean(lost) < 0.2 * log_loss(jnp.zeros((2, 2)))
+
+
+def told(losses, group):
+    """Return the state after a first group, and one of these losses."""
+    state = tell_four(RUNS.init(), jnp.array([1.0, 1.1, 1.2, 1.05]), group=group)
+    state = tell_four(state, jnp.asarray(losses), group=group)
+    assert state.num_runs == 8
+    return state
+
+
+def test_what_a_group_shares_does_not_count():
+    losses = jnp.array([1.0, 0.9, 1.1, 0.95])
+    shifts = [best_of(told(x, group=True)) for x in (losses, 1.5 * losses)]
+    np.testing.assert_allclose(*shifts, atol=2e-4)
+    alone = [best_of(told(x, group=False)) for x in (losses, 1.5 * losses)]
+    assert np.max(np.abs(alone[0] - alone[1])) > 0.01
+    ordered = best_of(told(losses[::-1], group=True))
+    assert np.max(np.abs(ordered - shifts[0])) > 0.01
+
+
+@pytest.mark.parametrize("worst", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("group", [False, True])
+def test_runs_that_diverge_are_avoided_and_nothing_overflows(worst, group):
+    state = RUNS.init()
+    for _ in range(3):
+        are_high = shifts_of_four(state)[:, 0, 0] > best_of(state)[0, 0]
+        state = tell_four(state, jnp.where(are_high, worst, 1.0), group=group)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+    shifts = np.asarray(best_of(state))
+    assert -REACH * 1.001 <= shifts[0, 0] < -0.3
+    assert np.all(np.abs(shifts) <= REACH * 1.001)
+
+
+def test_nothing_is_learned_where_all_runs_diverge():
+    state = RUNS.init()
+    asked = [RUNS.ask(state, index) for index in range(2)]
+    state = RUNS.tell_group(state, asked, jnp.array([np.nan, np.inf]))
+    assert np.isnan(state.reference)
+    np.testing.assert_array_equal(RUNS.shifts(state), 0.0)
+    later = RUNS.tell(state, RUNS.ask(state), 2.0)
+    assert later.reference == 2.0
+
+
+def test_the_row_names_what_was_learned():
+    state = told([1.0, 0.9, 1.1, 0.95], group=True)
+    row = RUNS.row(state)
+    assert row.pop("update") == 8
+    names = ("learning_rate", "weight_decay")
+    assert list(row) == [f"{kind}/{name}" for name in names for kind in ("level", "change")]
+    np.testing.assert_allclose([*row.values()], np.ravel(RUNS.shifts(state)))
+
+
+def test_a_policy_that_does_not_see_progress_is_shifted_throughout():
+    def encode(metrics, state, hyperparams):
+        del hyperparams
+        return jnp.stack([metrics.value]), state
+
+    own = optax_meta.Encoder(lambda: (), encode, ("loss",), "own")
+    runs = across_runs(init_policy(jax.random.key(0), encoder=own, **ORDERED))
+    state = runs.init()
+    for _ in range(4):
+        asked = runs.ask(state)
+        bias = asked.params["params"]["head"]["bias"]
+        np.testing.assert_array_equal(asked.params["params"]["head"]["kernel"], 0.0)
+        state = runs.tell(state, asked, 1.0 + 0.2 * bias[0])
+    np.testing.assert_array_equal(runs.shifts(state)[:, 1], 0.0)
+    assert runs.shifts(state)[0, 0] < 0.0
+
+
+@pytest.mark.filterwarnings("ignore")  # Orbax's own
+def test_the_state_goes_through_a_checkpoint(tmp_path):
+    state = told([1.0, 0.9, 1.1, 0.95], group=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "runs", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "runs", RUNS.init())
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    np.testing.assert_array_equal(shift_of(RUNS.ask(restored)), shift_of(RUNS.ask(state)))
+
+
+HIDDEN = init_policy(jax.random.key(0), action_space=ORDERED["action_space"], hidden_sizes=(4,))
+FIRST = RUNS.init()
+ASKED = RUNS.ask(FIRST)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: across_runs(HIDDEN), "needs a policy without hidden layers"),
+        (lambda: across_runs(init_policy(jax.random.key(0))), "with an ordered action space"),
+        (lambda: across_runs(POLICY._replace(network=None)), "with an ordered action space"),
+        (lambda: across_runs(3), "`policy` must be a Policy, a name or a path, got int"),
+        (lambda: across_runs(POLICY, sigma=0.0), "`sigma` must be positive, got 0"),
+        (lambda: across_runs(POLICY, sigma="wide"), "`sigma` must be a number ≥ 0, got 'wide'"),
+        (lambda: RUNS.init(-1), r"`seed` must be an integer in \[0, 2³²\), got -1"),
+        (lambda: RUNS.tell(FIRST, ASKED, jnp.ones(2)), "`loss` must be a scalar, got"),
+        (lambda: RUNS.tell(FIRST, 1.0, 1.0), "a policy must be one that was asked for, got float"),
+        (lambda: RUNS.tell_group(FIRST, [ASKED], 1.0), "one for each of the 1 policies, got the"),
+        (lambda: RUNS.tell_group(FIRST, [1.0], [1.0]), "a policy must be one that was asked for"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
