@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from learning_tables import across, learning, learning_starts, reward_ranking
 from real_tables import half_losses, half_scores, large_gpts, ratios, tunings
 from run_tables import no_horizon, one_run, one_run_kills, replanned, spikes
 from wording import label, made_with, number, plus_minus, table, within
@@ -418,6 +419,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "without_parts": without_parts,
     "without_features": without_features,
     "learners": learners,
+    "learning": learning,
+    "learning_starts": learning_starts,
+    "across": across,
+    "reward_ranking": reward_ranking,
     "spikes": spikes,
     "no_horizon": no_horizon,
     "one_run": one_run,

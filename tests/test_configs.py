@@ -251,7 +251,7 @@ def test_an_ordered_space_and_an_agent_that_never_stops_learning_have_a_config()
     config = json.loads(json.dumps(to_config(made), allow_nan=False))
     assert config["action_space"]["spread"] == 0.2
     assert (config["anchor"], config["explore_until"]) == (0.5, "inf")
-    assert config["reward"] == {"name": "trend", "annealing_gain": 0.2}
+    assert config["reward"] == {"name": "trend", "annealing_gain": 0.2, "bound": 3.0}
     again = from_config(config)
     assert again.action_labels == ("learning_rate at ×0.5", "hold")
     assert to_config(again) == to_config(made)

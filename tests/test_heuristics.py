@@ -178,6 +178,9 @@ def test_join_steers_what_any_stage_steers():
     both = optax_meta.join([optax_meta.warmup(2), optax_meta.classic_reinforce()], [5])
     assert both.hyperparams == ("learning_rate", "weight_decay")
     assert both.action_labels == optax_meta.classic_reinforce().action_labels
+    assert both.incremental == ("learning_rate", "weight_decay")
+    rules = optax_meta.plateau(), optax_meta.hypergradient(hyperparam="eps"), optax_meta.reinforce()
+    assert [rule.incremental for rule in rules] == [(), ("eps",), ()]
     rows, _, _ = run_values(control_hyperparams(optax.adamw, both)(0.1), [1.0] * 8)
     assert np.unique(rows.hyperparams["weight_decay"][:5]).size == 1
 

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import optax_meta
 from optax_meta import actions, classic_reinforce, control_hyperparams, policy_gradient, reinforce
-from optax_meta.controllers.reinforce import extract_policy
+from optax_meta.controllers.reinforce import extract_policy, fresh_policy
 
 VALUES = np.array([2.0, 1.5, 1.7, 1.2, 1.1, 0.9, 1.3, 0.8, 0.7, 0.75, 0.6], np.float32)
 
@@ -364,7 +364,9 @@ def test_a_fresh_agent_chooses_levels_around_what_it_began_with():
     assert controller.incremental == ()
     rows, state, _ = run_values(control_hyperparams(optax.sgd, controller)(0.1), np.ones(40))
     nats = np.log(2.0) * np.arange(-8, 9) / 4
-    expected = np.exp(-0.5 * (nats / 0.35) ** 2)
+    spread = fresh_policy(jax.random.key(0)).action_space.spread
+    assert 0.2 < spread < 0.4
+    expected = np.exp(-0.5 * (nats / spread) ** 2)
     probs = np.asarray(rows.decision.probabilities)
     np.testing.assert_allclose(probs, np.tile(expected / expected.sum(), (40, 1)), rtol=1e-4)
     levels = 0.1 * np.exp(nats[rows.decision.action])

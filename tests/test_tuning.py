@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 
 import jax
@@ -150,10 +151,13 @@ def test_what_is_refused_leaves_the_folder_as_it_was(changes, message, at_once):
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "beside.py").write_text("SIZE = 2\n")
     (tmp_path / "own_task.py").write_text(FILE)
-    return tmp_path / "own_task.py"
+    yield tmp_path / "own_task.py"
+    for name in ("own_task", "beside"):
+        sys.modules.pop(name, None)
 
 
 def test_the_command_line_tunes_and_shows_how_runs_end(file, tmp_path, capsys):
