@@ -37,9 +37,6 @@ def main() -> None:
     options = parser.parse_args()
     made, length = trainer(), {"updates": options.updates, "seed": options.seed}
     policy = train(made, options.out, **length, progress=partial(_show, options.updates))
-    # It learned with a spread of 0.35; whoever goes on from it explores less.
-    space = policy.action_space._replace(spread=0.25)
-    policy = policy._replace(action_space=space)
     notes = {"command": f"python {Path(__file__).name} --seed {options.seed}", **length}
     notes |= {"distribution": dict(made.description)}
     optax_meta.save_policy(policy, options.out / "any-lr-v2.policy", notes=notes)

@@ -97,7 +97,8 @@ def divergence(log_probs: jax.Array, other: jax.Array) -> jax.Array:
     Returns:
         float32[…].
 
-    >>> print(divergence(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))).round(4))
+    >>> probs = jnp.array([[0.5, 0.5], [0.25, 0.75]])
+    >>> print(f"{divergence(*jnp.log(probs)):.4f}")
     0.1438
     """
     probs = jnp.exp(log_probs)

@@ -23,7 +23,7 @@ def result_of(name, generator, seeds, steps):
     probabilities = generator.dirichlet(np.ones(len(ACTIONS)), shape)
     observed = generator.uniform(-1.0, 1.0, (*shape, len(FEATURES)))
     zeros = np.zeros(shape)
-    decision = Decision(action, zeros, zeros, losses, probabilities, observed)
+    decision = Decision(action, zeros, zeros, losses, zeros, probabilities, observed)
     is_policy = name in POLICIES
     records = Record(
         step=np.broadcast_to(np.arange(1, steps + 1), shape),

@@ -395,6 +395,19 @@ def test_nothing_is_earned_before_a_loss_is_known():
     np.testing.assert_allclose(rows.decision.reward, [0.0, 0.0, 1.0])
 
 
+def test_the_record_holds_the_baseline():
+    """That of the decisions so far: after an episode β·b + (1 - β)·mean G, 0 before."""
+    rows, _, _ = run(discount=0.0)
+    reward = np.asarray(rows.decision.reward)
+    baselines, expected = [], 0.0
+    for step in range(len(VALUES)):
+        if step and step % 3 == 0:
+            expected = 0.9 * expected + 0.1 * reward[step - 2 : step + 1].mean()
+        baselines.append(expected)
+    np.testing.assert_allclose(rows.decision.baseline, baselines, atol=1e-6)
+    assert len(np.unique(baselines)) == 4
+
+
 def test_the_classic_agent_is_one_call_away():
     classic, default = classic_reinforce(), reinforce(total_steps=100)
     assert classic.default_start == {}

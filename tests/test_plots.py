@@ -54,7 +54,7 @@ def record(runs=(), steps=12, every=4):
         num_spikes=zeros,
         progress=zeros,
         num_misread=zeros,
-        decision=Decision(action, zeros, zeros, zeros, probabilities, observed),
+        decision=Decision(action, zeros, zeros, zeros, zeros, probabilities, observed),
     )
 
 
@@ -203,6 +203,21 @@ def test_a_ranking_over_decades_is_logarithmic(ax):
     assert near.get_xscale() == "linear"
 
 
+def test_a_reward_belongs_to_the_action_of_the_decision_before(ax):
+    rows = record((2,))
+    # At steps 0, 4 and 8 the actions are 0, 1 and 2; what they earned stands beside the next.
+    reward = np.arange(12.0) * np.array([[1.0], [3.0]])
+    rows = rows._replace(decision=rows.decision._replace(reward=reward))
+    assert plots.rewards_by_action(rows, LABELS, ax=ax) is ax
+    points = [np.ravel(box.lines[0].get_xydata()).astype(float) for box in ax.containers]
+    np.testing.assert_allclose(points, [(8.0, 0.0), (16.0, 1.0)])
+    (segment,) = ax.containers[0].lines[2][0].get_segments()
+    # Two standard errors of 4 and 12.
+    np.testing.assert_allclose(segment[:, 0], 8.0 + np.array([-1.0, 1.0]) * 2.0 * 4.0 / 2.0**0.5)
+    with pytest.raises(ValueError, match="`record` must hold a policy's rewards"):
+        plots.rewards_by_action(rows._replace(decision=None), LABELS)
+
+
 def test_the_namespace_is_whole():
     functions = {name for name, value in vars(plots).items() if inspect.isfunction(value)}
     assert functions == {
@@ -212,6 +227,7 @@ def test_the_namespace_is_whole():
         "loss_curves",
         "performance_profile",
         "ranking",
+        "rewards_by_action",
         "running_mean",
         "start_sensitivity",
         "timeline",

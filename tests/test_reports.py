@@ -115,7 +115,11 @@ def test_a_single_run_and_its_truncated_last_line(folder, tmp_path):
     assert cli.main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     check_page(page)
-    assert set(charts_of(page)) == {"loss", "learning_rate", "weight_decay"}
+    assert set(charts_of(page)) == {"loss", "learning_rate", "reward"}
+    names = [line["name"] for line in charts_of(page)["reward"]["series"]]
+    assert [name.split(": ")[1] for name in names] == ["reward", "baseline"]
+    for title in ("How rewards went", "Which actions earned what", "learned last at step"):
+        assert title in page
     assert "<h2>Ranking" not in page
 
 

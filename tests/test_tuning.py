@@ -186,7 +186,7 @@ def test_the_command_line_tunes_and_shows_how_runs_end(file, tmp_path, capsys):
         ("missing.py:make", "cannot read `missing.py`: it must be a Python file"),
         ("{folder}:make", "it must be a Python file"),
         ("{folder}/notes.txt:make", "it must be a Python file"),
-        ("{file}:made", r"has no function `made`; it has: make, other"),
+        ("{file}:made", "has no function `made`: choose from make, other"),
         ("{file}:number", "has no function `number`"),
         ("{file}:other", "`other` must return an `optax_meta.tasks.Task`, got int"),
     ],

@@ -136,7 +136,18 @@ _HOLD = {"scale": 1.0, "add": 0.0, "log": 0.0, "level": 1.0}
 
 
 def positions(move: Move) -> np.ndarray:
-    """Return how far from hold each choice lies, in nats, float64[choices]; not for increments."""
+    """Return how far from hold each choice lies, in nats.
+
+    Args:
+        move: any but one of increments.
+
+    Returns:
+        float64[choices].
+
+    Example:
+        >>> print(positions(optax_meta.actions.level("eps", (0.5, 1.0))).round(2))
+        [-0.69  0.  ]
+    """
     amounts = np.asarray(move.amounts)
     return amounts if move.kind == "log" else np.log(amounts)
 

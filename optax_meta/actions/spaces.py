@@ -110,7 +110,7 @@ def factored(*moves: Move) -> ActionSpace:
     return _space(moves, factored=True)
 
 
-def ordered(*moves: Move, spread: float = 0.35) -> ActionSpace:
+def ordered(*moves: Move, spread: float = 0.25) -> ActionSpace:
     """Span the product with one number for each move: where among its choices the policy stands.
 
     A choice that lies x nats from hold is taken with a probability in proportion to
@@ -133,7 +133,7 @@ def ordered(*moves: Move, spread: float = 0.35) -> ActionSpace:
     Example:
         >>> space = ordered(level("learning_rate", (0.5, 1.0, 2.0)))
         >>> print(np.exp(log_probs(space, jnp.zeros(1))).round(2))
-        [0.11 0.78 0.11]
+        [0.02 0.96 0.02]
     """
     if adds := [move.hyperparam for move in moves if move.kind == "add"]:
         raise ValueError(

@@ -28,6 +28,7 @@ _LEVELS = tuple(2.0 ** (k / 4) for k in range(-8, 9))
 _CLASSIC: dict[str, Any] = {
     "wrappers": {},
     "reward": rewards.improvement(),
+    "discount": 0.99,
     "entropy_bonus": 0.01,
     "policy_learning_rate": 1e-2,
     "anchor": 0.0,
@@ -47,11 +48,11 @@ def reinforce(
     hold_probability: float | None = None,
     reward: Reward | None = None,
     reward_scale: float = 1.0,
-    discount: float = 0.99,
+    discount: float = 0.0,
     baseline_decay: float = 0.9,
     entropy_bonus: float = 0.0,
     max_grad_norm: float = 1.0,
-    policy_learning_rate: float = 3e-3,
+    policy_learning_rate: float = 1.5e-2,
     anchor: float = 0.1,
     explore_until: float = 0.5,
     train_every: int = 5,
@@ -86,7 +87,7 @@ def reinforce(
         hold_probability: None for 0.9; an ordered action space has its spread for it.
         reward: None for `rewards.trend()`.
         reward_scale: multiplies every reward, > 0.
-        discount: γ in [0, 1].
+        discount: γ in [0, 1]. By default 0: later rewards drown what one decision did.
         baseline_decay: β of the moving-average baseline, in [0, 1).
         entropy_bonus: c, ≥ 0.
         anchor: adds this times the mean divergence KL(π‖π₀) from the policy that it began with to
@@ -223,7 +224,7 @@ def fresh_policy(key: jax.Array, **given: Any) -> Policy:
         >>> fresh_policy(jax.random.key(0)).action_space.num_actions
         17
     """
-    space = given.get("action_space") or actions.ordered(actions.level(_RATE, _LEVELS), spread=0.25)
+    space = given.get("action_space") or actions.ordered(actions.level(_RATE, _LEVELS))
     sees_rate = isinstance(space, ActionSpace) and _RATE in space.hyperparams
     encoder = observations.scale_free() if sees_rate else observations.classic()
     return init_policy(

@@ -48,7 +48,9 @@ def load_task(place: str) -> Task:
     make = getattr(module, name, None)
     if not callable(make):
         found = sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_"))
-        raise ValueError(f"`{file}` has no function `{name}`; it has: {', '.join(found) or 'none'}")
+        raise ValueError(
+            f"`{file}` has no function `{name}`: choose from {', '.join(found) or 'none'}"
+        )
     task = make()
     if not isinstance(task, Task):
         raise ValueError(
@@ -81,5 +83,7 @@ def load_optimizer(name: str, arguments: Mapping[str, Any]) -> Optimizer:
     try:
         made(learning_rate=1e-3)
     except TypeError as error:
-        raise ValueError(f"`{name}` cannot be made with {dict(arguments)}: {error}") from error
+        raise ValueError(
+            f"`{name}` cannot be made with {dict(arguments)}: pass what it takes ({error})"
+        ) from error
     return made
