@@ -13,10 +13,13 @@ from jax.flatten_util import ravel_pytree
 from optax_meta import actions, policy_gradient
 from optax_meta.base import Hyperparams, State
 from optax_meta.checks import Number, is_set
-from optax_meta.metrics import Metrics
+from optax_meta.metrics import USUAL_STEPS, Metrics
 from optax_meta.policies import Policy, draw
 from optax_meta.recording import Decision, DecisionState
 from optax_meta.rewards import Reward
+
+_NEVER = -1e4
+"""Log-probability of what is not to be drawn: finite, for those who hunt infinities."""
 
 
 class ReinforceState(NamedTuple):
@@ -55,6 +58,7 @@ class Learner(NamedTuple):
     policy_learning_rate: float
     train_every: int
     anchor: float
+    explore_from: float
     explore_until: float
     max_share: Number
 
@@ -119,13 +123,16 @@ def update(
 
 
 def _left(learner: Learner, metrics: Metrics) -> jax.Array:
-    """Return what is left of the time to explore and learn in, float32[]; 0 once it is over."""
+    """Return what is left of the time to explore and learn in, float32[]; 0 outside of it."""
+    steps = metrics.step.astype(jnp.float32) / USUAL_STEPS
+    share = jnp.where(metrics.progress < 0.0, steps, metrics.progress)
+    has_begun = share >= learner.explore_from
     if math.isinf(learner.explore_until):
-        return 1.0 - metrics.is_over.astype(jnp.float32)
-    share = metrics.progress / max(learner.explore_until, 1e-9)
+        return (has_begun & ~metrics.is_over).astype(jnp.float32)
     # Where the length is not known it is all to come.
+    left = 1.0 - jnp.maximum(metrics.progress, 0.0) / max(learner.explore_until, 1e-9)
     is_over = metrics.progress >= learner.explore_until
-    return jnp.where(is_over, 0.0, jnp.clip(1.0 - share, 0.0, 1.0))
+    return jnp.where(has_begun & ~is_over, left, 0.0)
 
 
 def _position(state: ReinforceState, offset: int) -> jax.Array:
@@ -243,10 +250,14 @@ def _sample(
     _, unravel = ravel_pytree(policy.params)
     log_probs = policy.log_probs(unravel(state.policy_params), observation)
     if room is not None:
-        # What would be clipped would be credited with what it did not do.
-        log_probs = jax.nn.log_softmax(jnp.where(room, log_probs, -jnp.inf))
+        # What would be clipped would be credited with what it did not do. Learning takes the
+        # probabilities without this, which is no matter where it is as rare as in good runs.
+        log_probs = jax.nn.log_softmax(jnp.where(room, log_probs, _NEVER))
     action = draw(state.stream, log_probs)
     best = jnp.argmax(log_probs).astype(action.dtype)
+    if (hold := actions.hold(policy.action_space)) is not None:
+        # Where nothing is better than to hold, as under a uniform start.
+        best = jnp.where(log_probs[hold] >= log_probs[best], hold, best)
     return Decision.choose(jnp.where(explores, action, best), log_probs, observation)
 
 
@@ -261,6 +272,7 @@ def check(learner: Learner) -> None:
         ("baseline_decay", 0.0 <= learner.baseline_decay < 1.0, "lie in [0, 1)"),
         ("entropy_bonus", learner.entropy_bonus >= 0.0, "not be negative"),
         ("anchor", learner.anchor >= 0.0, "not be negative"),
+        ("explore_from", 0.0 <= learner.explore_from <= 1.0, "lie in [0, 1]"),
         (
             "explore_until",
             0.0 <= learner.explore_until <= 1.0 or learner.explore_until == math.inf,

@@ -32,6 +32,7 @@ _CLASSIC: dict[str, Any] = {
     "entropy_bonus": 0.01,
     "policy_learning_rate": 1e-2,
     "anchor": 0.0,
+    "explore_from": 0.0,
     "explore_until": math.inf,
 }
 
@@ -54,6 +55,7 @@ def reinforce(
     max_grad_norm: float = 1.0,
     policy_learning_rate: float = 1.5e-2,
     anchor: float = 0.1,
+    explore_from: float = 0.1,
     explore_until: float = 0.5,
     train_every: int = 5,
     decision_interval: float | None = None,
@@ -92,6 +94,9 @@ def reinforce(
         entropy_bonus: c, ≥ 0.
         anchor: adds this times the mean divergence KL(π‖π₀) from the policy that it began with to
             the loss, ≥ 0: without evidence it stays there.
+        explore_from: share of a run of known length, in [0, 1], before which it takes the most
+            probable action; where the length is not known, of 1000 steps. What is done while the
+            distance is still being found says nothing about later.
         explore_until: share of a run of known length, in [0, 1], after which it takes the most
             probable action and learns no more; until then the policy's learning rate falls to 0.
             `math.inf` for no end, and a rate that stays.
@@ -144,6 +149,7 @@ def reinforce(
         policy_learning_rate=policy_learning_rate,
         train_every=check_whole("train_every", train_every),
         anchor=anchor,
+        explore_from=explore_from,
         explore_until=explore_until,
         max_share=_max_share(inside),
     )

@@ -243,6 +243,9 @@ class _Grid(NamedTuple):
 
         def scatter(name: str) -> np.ndarray:
             dtype = np.int64 if name == "action" else np.float64
+            missing = [i for i in taken if name not in self.rows[i]]
+            if missing:
+                raise ValueError(f"a row with an action needs `{name}`, too")
             values = np.array([self.rows[i][name] for i in taken], dtype)
             field = np.zeros((*self.latest.shape, *values.shape[1:]), dtype)
             field[there] = values
