@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 POLICY = "any-lr-v2"
 RUNS, LAST = 20, 5
 SMALLER = 4
-CHOSEN = ("tune-adamw", "lstm-rmsprop", "actor-rmsprop", "lstm-adamw", "cnn-adamw")
+CHOSEN = ("tune-adamw", "lstm-rmsprop", "lora-adamw", "actor-rmsprop")
 """The first two chose how this is done; the others are only reported."""
 
 

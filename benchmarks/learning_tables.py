@@ -21,7 +21,7 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads((HERE / f"{name}.json").read_text())
 
 
-def _over(losses: Sequence[Any], base: Sequence[Any]) -> np.ndarray:
+def _over(losses: Any, base: Any) -> np.ndarray:
     """Return log-ratios of runs on the same seeds."""
     return np.log(np.array(losses, float)) - np.log(np.array(base, float))
 

@@ -23,7 +23,7 @@ from real import written
 from validation_tasks import VALIDATION
 
 import optax_meta
-from optax_meta import actions, rewards
+from optax_meta import actions, policy_gradient, rewards
 from optax_meta.meta.evaluation import library_versions
 from optax_meta.meta.runs import LEVELS
 from optax_meta.meta.tasks import Task, train_step
@@ -130,7 +130,7 @@ def _returns(reward: Any, seen: jax.Array, discount: float) -> jax.Array:
         jax.tree.map(lambda x, at=at: x[at], metrics) for at in (np.s_[:-1], np.s_[1:])
     )
     earned = jax.vmap(reward)(before, after)
-    return optax_meta.policy_gradient.discounted_returns(earned, discount)
+    return policy_gradient.discounted_returns(earned, discount)
 
 
 def slope(returns: np.ndarray, chosen: jax.Array) -> float:

@@ -71,7 +71,7 @@ def test_every_group_leaves_a_row_and_the_policy_its_card(at_once):
     assert notes["runs"] == 2 * AT_ONCE
     assert notes["task"] == "quadratic"
     assert (notes["steps"], notes["seed"], notes["optimizer"]) == (6, 5, "sgd")
-    assert notes["start"] == checkpoints.digest(POLICY)
+    assert notes["policy"] == f"given ({checkpoints.digest(POLICY)[:12]})"
     assert notes["level/learning_rate"] == rows[-1]["level/learning_rate"] != 0.0
     np.testing.assert_allclose(notes["held-out loss before"], tuned.before)
     np.testing.assert_allclose(notes["held-out loss after"], tuned.after)

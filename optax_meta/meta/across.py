@@ -214,7 +214,7 @@ def _add(state: AcrossState, reference: jax.Array, rows: jax.Array) -> AcrossSta
 
 
 def _row_of(policy: Policy, state: AcrossState) -> dict[str, float]:
-    row = {"update": int(state.num_runs)}
+    row: dict[str, float] = {"update": int(state.num_runs)}
     for name, (level, change) in zip(
         policy.action_space.hyperparams, np.asarray(_best(policy, state)), strict=True
     ):

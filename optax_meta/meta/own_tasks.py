@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -37,13 +38,17 @@ def load_task(place: str) -> Task:
         raise ValueError(
             f"a task must be FILE:FUNCTION or one of {', '.join(TASKS)}, got {place!r}"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    spec = (
+        importlib.util.spec_from_file_location(f"_task_{path.stem}", path)
+        if path.is_file()
+        else None
+    )
     if spec is None or spec.loader is None:
         raise ValueError(f"cannot read `{file}`: it must be a Python file that makes a task")
     module = importlib.util.module_from_spec(spec)
-    # As for a script: what lies beside the file can be imported, and classes in it found again.
+    # As for a script: what lies beside the file can be imported.
     sys.path.insert(0, str(path.parent.absolute()))
-    sys.modules[path.stem] = module
+    sys.modules[spec.name] = module  # where dataclasses look their types up
     spec.loader.exec_module(module)
     make = getattr(module, name, None)
     if not callable(make):
@@ -76,10 +81,10 @@ def load_optimizer(name: str, arguments: Mapping[str, Any]) -> Optimizer:
     """
     contrib = importlib.import_module("optax.contrib")
     factory: Any = getattr(optax, name, None) or getattr(contrib, name, None)
-    if not callable(factory):
+    if not inspect.isfunction(factory):
         raise ValueError(f"optax has no optimizer `{name}`: write one such as adamw, sgd or muon")
     steered_by(factory)
-    made = partial(factory, **arguments) if arguments else factory
+    made: Any = partial(factory, **arguments) if arguments else factory
     try:
         made(learning_rate=1e-3)
     except TypeError as error:

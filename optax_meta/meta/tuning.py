@@ -1,6 +1,6 @@
 """A policy tuned to one task: many short runs of it, and what they tell, kept as they end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,14 +88,15 @@ def fine_tune(
         'quadratic.policy'
     """
     check_seed(seed)
-    policy = as_policy(policy)
+    given, policy = policy, as_policy(policy)
     steps, groups = int(check_whole("steps", steps)), int(check_whole("groups", groups))
     steered_by(optimizer)
     if not task.name or Path(task.name).name != task.name:
         raise ValueError(f"the name of the task must be that of a file, got {task.name!r}")
     runs = across_runs(policy)
     settings = {"task": task.name, "optimizer": name_of(optimizer), "steps": steps, "seed": seed}
-    settings |= {"start": checkpoints.digest(policy)}
+    name = "given" if isinstance(given, Policy) else str(given)
+    settings |= {"policy": f"{name} ({checkpoints.digest(policy)[:12]})"}
     claim(folder, settings, write=True)
     trained = jax.jit(partial(_trained, policy, task, optimizer, steps, seed))
     show = progress or (lambda *_: None)
@@ -124,22 +125,24 @@ def _learned(
     path = folder / "log.jsonl"
     # A first row that was cut off is none, and is written again.
     rows = writers.Follower(path).read() if path.exists() else []
+    logged = {row["update"]: row["losses"] for row in rows}
     state = runs.init(0)
     with writers.jsonl(path, counter="update") as log:
         for group in range(groups):
             asked = [runs.ask(state, index) for index in range(AT_ONCE)]
             show(f"group {group + 1}", group, groups)
-            known = rows[group]["losses"] if group < len(rows) else None
-            losses = np.asarray(
-                trained(_flat(asked), jnp.uint32(group)) if known is None else known
-            )
+            known = logged.get((group + 1) * AT_ONCE)
+            if known is None:
+                losses = np.asarray(trained(_flat(asked), jnp.uint32(group)))
+            else:
+                losses = np.array([np.nan if loss is None else loss for loss in known])
             state = runs.tell_group(state, asked, losses)
             if known is None:
                 log.put([_row(runs, state, losses)])
     return state
 
 
-def _row(runs: AcrossRuns, state: AcrossState, losses: np.ndarray) -> Mapping[str, Any]:
+def _row(runs: AcrossRuns, state: AcrossState, losses: np.ndarray) -> dict[str, Any]:
     # JSON has no infinity, and a run that diverged tells no more by how far.
     finite = [float(loss) if np.isfinite(loss) else None for loss in losses]
     known = [loss for loss in finite if loss is not None]
