@@ -24,7 +24,8 @@ from optax_meta.policies import Policy, Start, Wrappers, init_policy
 from optax_meta.rewards import Reward
 
 _RATE = "learning_rate"
-_LEVELS = tuple(2.0 ** (k / 4) for k in range(-8, 9))
+LEVELS = tuple(2.0 ** (k / 4) for k in range(-8, 9))
+"""Levels of a rate, relative to the distance rule: within a factor of four, in steps of a fifth."""
 _CLASSIC: dict[str, Any] = {
     "wrappers": {},
     "reward": rewards.improvement(),
@@ -230,7 +231,7 @@ def fresh_policy(key: jax.Array, **given: Any) -> Policy:
         >>> fresh_policy(jax.random.key(0)).action_space.num_actions
         17
     """
-    space = given.get("action_space") or actions.ordered(actions.level(_RATE, _LEVELS))
+    space = given.get("action_space") or actions.ordered(actions.level(_RATE, LEVELS))
     sees_rate = isinstance(space, ActionSpace) and _RATE in space.hyperparams
     encoder = observations.scale_free() if sees_rate else observations.classic()
     return init_policy(

@@ -16,20 +16,15 @@ from jax.sharding import Mesh
 from optax_meta import actions, observations, writers
 from optax_meta.checkpoints import load_policy
 from optax_meta.checks import check_whole
+from optax_meta.controllers.reinforce import LEVELS
+from optax_meta.controllers.wrapping import EVERY_GOOD_RUN
 from optax_meta.meta.families import FAMILIES, OVERFITTED
 from optax_meta.meta.tasks import TaskFamily
 from optax_meta.meta.training import MetaState, MetaTrainer, meta_trainer
-from optax_meta.policies import Policy, Wrappers, init_policy
+from optax_meta.policies import Policy, init_policy
 from optax_meta.writers import Writer
 
-_INSIDE: Wrappers = {
-    "calibrated": {"span": 4.0},
-    "annealed": {"power": 1.0},
-    "trust_region": {"max_share": 2.0, "max_growth": 1.5},
-}
 _DECISIONS: dict[str, Any] = {"dense_steps": 20, "num_decisions": 100, "hidden_sizes": ()}
-LEVELS = tuple(2.0 ** (k / 4) for k in range(-8, 9))
-"""Levels of a rate, relative to the distance rule: within a factor of four, in steps of a fifth."""
 DECAY_LEVELS = tuple(2.0 ** (3 * k / 4) for k in range(-8, 9))
 """Levels of a weight decay: the best one differs a hundredfold."""
 LIKE_REAL = (
@@ -65,7 +60,7 @@ def any_lr(
         jax.random.key(0),
         encoder=observations.scale_free(),
         action_space=actions.ordered(actions.level("learning_rate", LEVELS)),
-        wrappers=_INSIDE,
+        wrappers=EVERY_GOOD_RUN,
         **_DECISIONS,
     )
     every = [*families, *(make() for name, make in _EVERY.items() if name in LIKE_REAL)]
