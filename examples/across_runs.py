@@ -25,7 +25,7 @@ def batch(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Draw rows of a noisy regression."""
     x_key, noise_key = jax.random.split(key)
     x = jax.random.normal(x_key, (64, 8))
-    return x, jnp.sin(x.sum(axis=1)) + 0.3 * jax.random.normal(noise_key, (64,))
+    return x, jnp.sin(x[:, 0] + x[:, 1]) + 0.3 * jax.random.normal(noise_key, (64,))
 
 
 def loss_fn(params: dict[str, jax.Array], xy: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -155,6 +155,16 @@ def test_a_space_comes_back_from_its_card(space):
     assert actions.space_of(json.loads(json.dumps(actions.card_of(space)))) == space
 
 
+def test_factors_are_those_of_each_action():
+    space = actions.factored(
+        actions.level("a", (0.5, 1.0, 2.0)), actions.add("b", (0.0, 1.0), bounds=(0, 9))
+    )
+    np.testing.assert_allclose(actions.factors(space, "a"), [0.5, 0.5, 1, 1, 2, 2])
+    np.testing.assert_allclose(actions.factors(space, "a", 5), [0.25, 0.25, 0.5, 0.5, 1, 1])
+    assert actions.factors(space, "b") is None
+    assert actions.factors(space, "c") is None
+
+
 def test_labels_name_every_action():
     labels = actions.labels(actions.classic())
     assert len(set(labels)) == 9

@@ -172,3 +172,25 @@ def test_a_group_gets_its_ratio_of_the_one_rate():
     assert optax_meta.record(opt_state).hyperparams == {"learning_rate": np.float32(0.1)}
     for layer, ratio in example.LAYERS.items():
         np.testing.assert_allclose(updates["params"][layer]["bias"], -0.1 * ratio, rtol=1e-5)
+
+
+def test_across_runs(tmp_path, monkeypatch):
+    import across_runs as example
+
+    monkeypatch.setattr(example, "STEPS", 20)
+    first = example.main(str(tmp_path / "a"), more=1)
+    rest = example.main(str(tmp_path / "a"), more=1)
+    # The same as two in a row: what was learned is kept.
+    assert example.main(str(tmp_path / "b"), more=2) == first + rest
+    page = optax_meta.reports.folder.rebuild_report(tmp_path / "a").read_text()
+    assert "How runs end" in page
+
+
+def test_own_task(tmp_path, capsys):
+    import own_task as example
+
+    losses = example.main(str(tmp_path), steps=20, groups=1)
+    assert len(losses) == 4
+    assert np.all(np.isfinite(losses))
+    assert "regression.policy" in capsys.readouterr().out
+    assert optax_meta.load_policy(tmp_path / "regression.policy").num_decisions == 100

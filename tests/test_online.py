@@ -224,7 +224,8 @@ def test_it_learns_not_to_double_where_low_rates_pay(anchor, least, most):
 
 def test_a_given_policy_is_where_learning_starts():
     policy = optax_meta.init_policy(jax.random.key(7), hidden_sizes=(4,))
-    tx = control_hyperparams(optax.adamw, reinforce(policy, decision_interval=1))(1e-3)
+    controller = reinforce(policy, decision_interval=1, explore_from=0.0)
+    tx = control_hyperparams(optax.adamw, controller)(1e-3)
     state = tx.init(jnp.array(1.0))
     same = extract_policy(policy, state)
     jax.tree.map(np.testing.assert_array_equal, same.params, policy.params)
@@ -323,7 +324,8 @@ def test_after_the_end_nothing_is_learned(feed):
 
 def stepwise(steps, **options):
     """Return after each decision which action it was, the most probable one, and the policy."""
-    controller = reinforce(wrappers={}, decision_interval=1, train_every=2, **options)
+    options = {"wrappers": {}, "explore_from": 0.0, "train_every": 2, **options}
+    controller = reinforce(decision_interval=1, **options)
     tx = control_hyperparams(optax.sgd, controller)(0.1)
     update = jax.jit(lambda state, value: tx.update(jnp.ones(()), state, 1.0, value=value)[1])
     state, rows = tx.init(jnp.ones(())), []
@@ -352,6 +354,49 @@ def test_without_an_end_it_never_stops_exploring(options):
     assert len(np.unique(params[12:], axis=0)) == 6
 
 
+def test_exploring_begins_where_the_distance_is_found():
+    chosen, best, params = stepwise(40, total_steps=40, explore_from=0.25)
+    np.testing.assert_array_equal(chosen[:10], best[:10])
+    assert len(np.unique(params[:10], axis=0)) == 1
+    assert np.mean(chosen[10:20] == best[10:20]) < 0.7
+    assert len(np.unique(params[10:20], axis=0)) > 3
+    # Of a run of unknown length it is the share of a thousand steps.
+    chosen, best, _ = stepwise(40, explore_from=0.02)
+    np.testing.assert_array_equal(chosen[:20], best[:20])
+    assert np.mean(chosen[20:] == best[20:]) < 0.7
+
+
+def test_what_is_best_is_to_hold_where_nothing_is_better():
+    options = {"action_space": actions.learning_rate(), "start": "uniform"}
+    chosen, *_ = stepwise(6, total_steps=6, explore_until=0.0, **options)
+    np.testing.assert_array_equal(chosen, 1)
+
+
+def test_nothing_is_drawn_that_the_trust_region_would_clip():
+    space = actions.joint(actions.level("learning_rate", (0.25, 1.0, 4.0)))
+    options = {"action_space": space, "start": "uniform", "decision_interval": 1}
+
+    def chosen(max_share):
+        wrappers = {"calibrated": {}, "trust_region": {"max_share": max_share}}
+        controller = reinforce(
+            wrappers=wrappers, explore_from=0.0, policy_learning_rate=0.0, **options
+        )
+        tx = control_hyperparams(optax.sgd, controller)()
+
+        def step(carry, _):
+            x, state = carry
+            value, grads = jax.value_and_grad(lambda x: jnp.sum((x - 3.0) ** 2))(x)
+            updates, state = tx.update(grads, state, x, value=value)
+            return (x + updates, state), optax_meta.record(state).decision.action
+
+        x = jnp.ones(8)
+        return np.asarray(jax.lax.scan(step, (x, tx.init(x)), length=60)[1])[5:]
+
+    # Within so small a region all but the shortest move is clipped.
+    assert set(chosen(1e6)) == {0, 1, 2}
+    assert 2 not in set(chosen(1e-3))
+
+
 def test_it_need_not_explore_at_all():
     chosen, best, params = stepwise(6, total_steps=6, explore_until=0.0)
     np.testing.assert_array_equal(chosen, best)
@@ -359,7 +404,9 @@ def test_it_need_not_explore_at_all():
 
 
 def test_a_fresh_agent_chooses_levels_around_what_it_began_with():
-    controller = reinforce(wrappers={}, decision_interval=1, policy_learning_rate=0.0)
+    controller = reinforce(
+        wrappers={}, decision_interval=1, policy_learning_rate=0.0, explore_from=0.0
+    )
     assert controller.hyperparams == ("learning_rate",)
     assert controller.incremental == ()
     rows, state, _ = run_values(control_hyperparams(optax.sgd, controller)(0.1), np.ones(40))
