@@ -27,7 +27,7 @@ from real_cells import CELLS, OPTIMIZERS, Cell
 
 import optax_meta
 from optax_meta.meta.evaluation import library_versions
-from optax_meta.meta.tasks import train_step
+from optax_meta.meta.tasks import Task, train_step
 
 HERE = Path(__file__).parent
 POLICY = "any-lr-v2"
@@ -37,17 +37,24 @@ CHOSEN = ("tune-adamw", "lstm-rmsprop", "lora-adamw", "actor-rmsprop")
 """The first two chose how this is done; the others are only reported."""
 
 
-def trained(cell: Cell, learns: bool, params: Any, seed: jax.Array, steps: jax.Array) -> Any:  # noqa: FBT001
+def trained(
+    cell: Cell,
+    task: Task,
+    learns: bool,  # noqa: FBT001
+    params: Any,
+    seed: jax.Array,
+    steps: jax.Array,
+) -> Any:
     """Return the held-out loss of one run, and the policy's parameters after it.
 
     Args:
-        cell: what is trained.
+        cell: whose optimizer is taken.
+        task: what is trained, that of the cell.
         learns: whether the policy learns within the run, by `reinforce`.
         params: of the policy.
         seed: of the run, uint32[].
         steps: its length, int32[].
     """
-    task = cell.make()
     policy = optax_meta.load_policy(POLICY)._replace(params=params)
     if learns:
         controller = optax_meta.reinforce(policy, total_steps=steps, seed=seed)
@@ -90,7 +97,9 @@ class Kept:
 def judged(cell: Cell, orders: int, folder: Path) -> dict[str, Any]:
     """Return the losses of a cell by method: a list for each order."""
     kept, first = Kept(folder / f"{cell.name}.jsonl"), optax_meta.load_policy(POLICY)
-    plain, learning = (jax.jit(partial(trained, cell, learns)) for learns in (False, True))
+    plain, learning = (
+        jax.jit(partial(trained, cell, cell.make(), learns)) for learns in (False, True)
+    )
     losses: dict[str, list[list[float]]] = {name: [] for name in ("learned", "across", "carried")}
     losses |= {"small copy": []}
     for order in range(orders):

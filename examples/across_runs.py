@@ -70,7 +70,7 @@ def main(directory: str, more: int = 3) -> list[float]:
             state = runs.tell(state, policy, losses[-1])
             manager.save(night + 1, args=ocp.args.StandardSave(state))
             log.put([{**runs.row(state), "loss": losses[-1]}])
-            shift = float(runs.shifts(state)[0, 0])
+            shift = float(runs.shifts(state)[0])
             print(f"run {night + 1}: loss {losses[-1]:.4f}, rate × {2.718**shift:.2f} from now on")
     return losses
 

@@ -19,7 +19,7 @@ from optax_meta.meta.tuning import AT_ONCE, fine_tune
 # The least that can be tuned: it compiles in seconds.
 POLICY = optax_meta.init_policy(
     jax.random.key(0),
-    action_space=actions.ordered(actions.level("learning_rate", (0.25, 0.5, 1.0, 2.0, 4.0))),
+    action_space=actions.ordered(actions.level("learning_rate", np.geomspace(0.25, 4.0, 65))),
     hidden_sizes=(),
 )
 TASK = tasks.quadratic(dim=2)

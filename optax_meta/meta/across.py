@@ -2,8 +2,7 @@
 
 Within a run nothing tells which level of a rate ends lower: falling rates show their gain at once,
 whatever they cost later. How a run ended does, and across runs it adds up. So little is learned
-from each that little must be asked: for each hyperparameter how far from the policy it should lie,
-and how that changes from the start of a run to its end.
+from each that little must be asked: for each hyperparameter how far from the policy it should lie.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +26,6 @@ _NOISE, _NOISE_RUNS = 0.03, 5.0
 """Standard deviation of the log-loss from seed to seed, and how many runs that guess counts for."""
 _ITERATIONS = 8
 """Noise and fit depend on each other; a few rounds settle both."""
-_PROGRESS_SQUARE = 1.0 / 3.0
-"""Mean of (2p - 1)² over a run: what a change from start to end costs beside one throughout."""
 _WORST = 1.0
 """Log-ratios are clipped to this, that of a run that diverged included."""
 _SETTLING = 8.0
@@ -43,7 +40,7 @@ class AcrossState(NamedTuple):
         seed: of all exploration, uint32[].
         reference: the first finite loss, which the others are compared with, float32[]; nan before.
         squares: sums of squares and products of what was tried and what came of it,
-            float32[F + 1, F + 1] for F = 1 + 3 · moves coefficients.
+            float32[F + 1, F + 1] for F = 1 + 2 · moves coefficients.
     """
 
     num_runs: jax.Array
@@ -67,8 +64,7 @@ class AcrossRuns(NamedTuple):
             whose runs share their seed, so that only how they differ counts, and that says more;
             float32[K].
         policy: (state) → the best `Policy` known, to use where nothing more is to be learned.
-        shifts: (state) → how far that one lies from where it began, in nats: throughout, and
-            from the middle of a run to its end; float32[moves, 2].
+        shifts: (state) → how far that one lies from where it began, in nats, float32[moves].
         row: (state) → the same by name with the number of runs, for a log: `writers.jsonl(…,
             counter="update")` makes a file of it that `optax-meta report` shows.
     """
@@ -87,11 +83,12 @@ def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> A
 
     Each run follows a policy whose outputs are shifted by a little; how it ends teaches which shift
     is better, by Bayesian regression of the log-loss on shifts and their squares. It forgets
-    nothing and costs nothing within a run.
+    nothing and costs nothing within a run. A shift that changes in the course of a run would be
+    twice as much to learn, which twenty runs do not tell.
 
     Args:
         policy: what to start from: a `Policy`, the name of a shipped one or the path of a file;
-            with an ordered action space and no hidden layers, as `any-lr-v2` has.
+            with an ordered action space, as `any-lr-v2` has.
         sigma: standard deviation of the first shifts, in nats, > 0.
 
     Returns:
@@ -112,7 +109,7 @@ def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> A
         ...     policy = runs.ask(state)  # train with `learned(policy, total_steps=…)`
         ...     state = runs.tell(state, policy, loss)
         >>> runs.shifts(state).shape
-        (1, 2)
+        (1,)
     """
     policy = as_policy(policy)
     check_number("sigma", sigma)
@@ -122,11 +119,6 @@ def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> A
         raise ValueError(
             "learning across runs needs a policy with an ordered action space: make its actions "
             "with `actions.ordered(…)`"
-        )
-    if policy.network.hidden_sizes:
-        raise ValueError(
-            "learning across runs needs a policy without hidden layers: make it with "
-            "`init_policy(…, hidden_sizes=())`"
         )
     return AcrossRuns(
         init=partial(_init, policy),
@@ -141,7 +133,7 @@ def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> A
 
 def _init(policy: Policy, seed: int = 0) -> AcrossState:
     check_seed(seed)
-    size = 2 + 3 * len(policy.action_space.moves)
+    size = 2 + 2 * len(policy.action_space.moves)
     return AcrossState(
         num_runs=jnp.int32(0),
         seed=jnp.asarray(seed, jnp.uint32),
@@ -214,12 +206,9 @@ def _add(state: AcrossState, reference: jax.Array, rows: jax.Array) -> AcrossSta
 
 
 def _row_of(policy: Policy, state: AcrossState) -> dict[str, float]:
-    row: dict[str, float] = {"update": int(state.num_runs)}
-    for name, (level, change) in zip(
-        policy.action_space.hyperparams, np.asarray(_best(policy, state)), strict=True
-    ):
-        row |= {f"level/{name}": float(level), f"change/{name}": float(change)}
-    return row
+    levels = zip(policy.action_space.hyperparams, _best(policy, state), strict=True)
+    found = {f"level/{name}": float(level) for name, level in levels}
+    return {"update": int(state.num_runs), **found}
 
 
 def _log_ratio(loss: jax.Array, reference: jax.Array) -> jax.Array:
@@ -232,19 +221,17 @@ def _log_ratio(loss: jax.Array, reference: jax.Array) -> jax.Array:
 
 
 def _row(shift: jax.Array) -> jax.Array:
-    """Return what the log-loss is linear in: 1, the shifts, and a square for each move."""
-    squares = shift[:, 0] ** 2 + _PROGRESS_SQUARE * shift[:, 1] ** 2
-    return jnp.concatenate([jnp.ones(1), shift.ravel(), squares])
+    """Return what the log-loss is linear in: 1, the shifts, and their squares."""
+    return jnp.concatenate([jnp.ones(1), shift, shift**2])
 
 
 def _best(policy: Policy, state: AcrossState) -> jax.Array:
-    """Return the shifts with the lowest expected loss, float32[moves, 2]."""
+    """Return the shifts with the lowest expected loss, float32[moves]."""
     moves = len(policy.action_space.moves)
     products, sums = state.squares[:-1, :-1], state.squares[:-1, -1]
     curvature = jnp.full(moves, _CURVATURE)
-    expected = jnp.concatenate([jnp.zeros(1 + 2 * moves), curvature])
-    slopes = jnp.tile(jnp.array([_SLOPE, _SLOPE * _PROGRESS_SQUARE]) ** -2, moves)
-    bends = jnp.full(moves, _CURVATURE_ERROR**-2)
+    expected = jnp.concatenate([jnp.zeros(1 + moves), curvature])
+    slopes, bends = jnp.full(moves, _SLOPE**-2), jnp.full(moves, _CURVATURE_ERROR**-2)
     # Of the constant nothing is known: losses are compared with the first, whatever its luck.
     prior = jnp.diag(jnp.concatenate([jnp.full(1, 1e-3), slopes, bends]))
 
@@ -258,32 +245,24 @@ def _best(policy: Policy, state: AcrossState) -> jax.Array:
 
     variance = jax.lax.fori_loop(0, _ITERATIONS, settle, jnp.float32(_NOISE**2))
     fit = fitted(variance)
-    bend = jnp.maximum(fit[1 + 2 * moves :], _LEAST_CURVATURE)[:, None]
-    shift = -fit[1 : 1 + 2 * moves].reshape(moves, 2)
-    shift /= 2.0 * bend * jnp.array([[1.0, _PROGRESS_SQUARE]])
+    bend = jnp.maximum(fit[1 + moves :], _LEAST_CURVATURE)
+    shift = -fit[1 : 1 + moves] / (2.0 * bend)
     # No further than the choices reach.
     reach = jnp.array([np.abs(actions.positions(move)).max() for move in policy.action_space.moves])
-    return jnp.clip(shift, -reach[:, None], reach[:, None])
+    return jnp.clip(shift, -reach, reach)
 
 
 def _shifted(policy: Policy, shift: jax.Array) -> Policy:
-    """Return the policy with its outputs shifted: throughout, and with progress."""
+    """Return the policy with its outputs shifted."""
+    params: Any = policy.params
     head = _head(policy)
-    bias = head["bias"] + shift[:, 0]
-    kernel = head["kernel"]
-    if "progress" in policy.encoder.features:
-        kernel = kernel.at[policy.encoder.features.index("progress")].add(shift[:, 1])
-    return policy._replace(params={"params": {"head": {"bias": bias, "kernel": kernel}}})
+    head = {**head, "bias": head["bias"] + shift}
+    return policy._replace(params={"params": {**params["params"], "head": head}})
 
 
 def _shift_of(policy: Policy, asked: Policy) -> jax.Array:
     """Return by how much the outputs of a policy that was asked for are shifted."""
-    before, after = _head(policy), _head(asked)
-    throughout = after["bias"] - before["bias"]
-    if "progress" not in policy.encoder.features:
-        return jnp.stack([throughout, jnp.zeros_like(throughout)], axis=-1)
-    row = policy.encoder.features.index("progress")
-    return jnp.stack([throughout, after["kernel"][row] - before["kernel"][row]], axis=-1)
+    return _head(asked)["bias"] - _head(policy)["bias"]
 
 
 def _head(policy: Policy) -> Any:

@@ -34,13 +34,8 @@ _COLUMNS = {
     "level": _Column(
         "Where the policy stands",
         "nats from where it began",
-        "The logarithm of how much higher it sets a hyperparameter than the policy it came from, "
-        "in the middle of a run. Where it has settled, nothing more is being learned.",
-    ),
-    "change": _Column(
-        "How that changes within a run",
-        "nats from the middle to the end",
-        "Below 0 it is higher early in a run and lower late.",
+        "The logarithm of how much higher it sets a hyperparameter than the policy it came from. "
+        "Where it has settled, nothing more is being learned.",
     ),
     "fall": _Column("How far the loss falls", "fall of the log loss", "Higher is better."),
     "spread": _Column(
