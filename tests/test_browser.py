@@ -130,7 +130,7 @@ def test_every_picture_is_there_and_soon(name, pages, visit):
     assert pages[name].stat().st_size < 6e6
     tab = visit(name)
     assert min(load_time(tab) for _ in range(3)) < 2000
-    assert tab.locator(".chart").count() == {"comparison": 3, "run": 3, "meta-training": 5}[name]
+    assert tab.locator(".chart").count() == {"comparison": 4, "run": 4, "meta-training": 5}[name]
     for figure in tab.locator("figure").all():
         shown = figure.locator(".chart .plot > svg, img").filter(visible=True)
         assert shown.count() >= 1
@@ -330,8 +330,8 @@ def test_printing_draws_for_paper_what_is_looked_at(visit):
 def test_without_scripts_the_page_says_what_is_missing(visit):
     tab = visit("comparison", java_script_enabled=False)
     notes = tab.locator("noscript p").filter(visible=True, has_text="scripts are off here")
-    assert notes.count() == tab.locator("figure:has(.chart)").count() == 2
-    assert tab.locator("figure img").filter(visible=True).count() == 3
+    assert notes.count() == tab.locator("figure:has(.chart)").count() == 3
+    assert tab.locator("figure img").filter(visible=True).count() == 4
 
 
 def test_lines_of_one_point_are_dots_and_updates_are_whole(visit):

@@ -127,7 +127,7 @@ def test_a_controller_for_each_group():
 
 def test_vmap_over_seeds():
     def train(seed):
-        controller = optax_meta.reinforce(decision_interval=1, seed=seed)
+        controller = optax_meta.reinforce(decision_interval=1, explore_from=0.0, seed=seed)
         tx = optax_meta.control_hyperparams(optax.adamw, controller)(1e-2)
 
         def step(carry, _):

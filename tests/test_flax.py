@@ -187,7 +187,9 @@ def test_nnx_scan_gives_the_numbers_of_single_steps():
 
 
 def test_a_policy_learns_under_nnx_jit():
-    controller = optax_meta.reinforce(decision_interval=1, hidden_sizes=(8,))
+    controller = optax_meta.reinforce(
+        decision_interval=1, hidden_sizes=(8,), train_every=2, explore_from=0.0
+    )
     model, optimizer = make_optimizer(make_tx(controller))
 
     @nnx.jit

@@ -319,7 +319,7 @@ def test_the_distribution_is_as_wide_as_it_says():
         assert high / 1.5 < drawn.max() <= high * 1.001
     recipe = meta_runs.any_lr().description
     assert recipe["learning_rates"] == [1e-6, 10.0]
-    assert recipe["horizons"] == [100, 1000]
+    assert recipe["horizons"] == [150, 1500]
     assert {"sgd", "momentum", "adam", "rmsprop", "lion"} <= set(recipe["optimizers"])
 
 

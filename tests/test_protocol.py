@@ -211,9 +211,8 @@ def test_an_interval_is_that_of_the_runs_however_often_they_count():
 
 def test_methods_that_draw_have_a_seed_for_each_run():
     walk = Contender.from_controller(
-        lambda run: optax_meta.reinforce(
+        lambda run: optax_meta.classic_reinforce(
             action_space=optax_meta.actions.learning_rate(),
-            start="uniform",
             policy_learning_rate=0.0,
             decision_interval=1,
             seed=run.seed,

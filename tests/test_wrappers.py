@@ -626,7 +626,10 @@ def test_a_level_comes_back_after_it_was_clipped(is_level):
 def test_a_level_set_by_hand_scales_and_stays():
     space = optax_meta.actions.levels((0.5, 1.0, 2.0))
     controller = optax_meta.reinforce(
-        action_space=space, decision_interval=1, wrappers={"trust_region": {"max_share": 1e6}}
+        action_space=space,
+        decision_interval=1,
+        explore_from=0.0,
+        wrappers={"trust_region": {"max_share": 1e6}},
     )
     tx = optax_meta.control_hyperparams(optax.sgd, controller)(1e-3)
     x, seen = jnp.float32(0.0), []

@@ -67,7 +67,6 @@ def any_lr(
     # By the final loss alone: training loss as reward would favour rates that rise and fall early.
     defaults = {
         "learner": "evolution",
-        "optimizers": ("adam", "momentum", "lion", "rmsprop"),
         "horizons": (150, 1500),
         "shaped_updates": 0,
         "families_per_update": 7,
