@@ -45,6 +45,8 @@ def replay(rows, policy, options):
             left -= float(rows.progress[end]) / options["explore_until"]
         if left <= 0.0:
             break
+        # Where exploring ends a run of fewer than 5000 steps teaches in proportion less.
+        left *= min(options.get("total_steps", 5000) / 5000, 1.0)
         reward = decision.reward[end - length + 1 : end + 1]
         returns = policy_gradient.discounted_returns(reward, options["discount"])
         adv = policy_gradient.advantages(returns, baseline)
@@ -74,7 +76,10 @@ def replay(rows, policy, options):
         {"train_every": 5, "discount": 0.5, "entropy_bonus": 0.5, "baseline_decay": 0.0},
         {"train_every": 1, "max_grad_norm": 0.01},
         {"policy_learning_rate": 0.0},
-        {"train_every": 2, "anchor": 20.0, "explore_until": 0.75, "total_steps": len(VALUES)},
+        {
+            **{"train_every": 2, "anchor": 20.0, "policy_learning_rate": 5.0},
+            **{"explore_until": 0.75, "total_steps": len(VALUES)},
+        },
     ],
     ids=str,
 )

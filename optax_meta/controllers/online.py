@@ -18,6 +18,8 @@ from optax_meta.policies import Policy, draw
 from optax_meta.recording import Decision, DecisionState
 from optax_meta.rewards import Reward
 
+_LONG = 5000.0
+"""In runs of fewer steps the policy learns less at each: they hold too little evidence."""
 _NEVER = -1e4
 """Log-probability of what is not to be drawn: finite, for those who hunt infinities."""
 
@@ -105,7 +107,7 @@ def update(
     observation, encoder_state = policy.encoder.update(metrics, state.encoder_state, hyperparams)
     state, reward = _collect_reward(learner, metrics, state)
     left = _left(learner, metrics)
-    state = learn(state, left)
+    state = learn(state, left * _caution(learner, metrics))
     last_action = state.decision.unpack().action
     room = _room(policy, learner, metrics, last_action)
     decision = _sample(policy, state, observation, left > 0.0, room)
@@ -133,6 +135,18 @@ def _left(learner: Learner, metrics: Metrics) -> jax.Array:
     left = 1.0 - jnp.maximum(metrics.progress, 0.0) / max(learner.explore_until, 1e-9)
     is_over = metrics.progress >= learner.explore_until
     return jnp.where(has_begun & ~is_over, left, 0.0)
+
+
+def _caution(learner: Learner, metrics: Metrics) -> jax.Array:
+    """Return by what the policy's learning rate is taken down in a short run, float32[].
+
+    Adam's first steps are as long as its later ones, however little there is to go by.
+    """
+    if math.isinf(learner.explore_until):
+        return jnp.float32(1.0)
+    known = 1.0 / (_LONG * jnp.maximum(metrics.per_step, 1e-9))
+    so_far = metrics.step.astype(jnp.float32) / (learner.explore_until * _LONG + 1e-9)
+    return jnp.minimum(jnp.where(metrics.progress < 0.0, so_far, known), 1.0)
 
 
 def _position(state: ReinforceState, offset: int) -> jax.Array:

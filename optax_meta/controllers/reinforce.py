@@ -102,7 +102,8 @@ def reinforce(
             probable action and learns no more; until then the policy's learning rate falls to 0.
             `math.inf` for no end, and a rate that stays.
         max_grad_norm: the policy gradient is clipped to this L2 norm, > 0.
-        policy_learning_rate: of the policy's own Adam, ≥ 0.
+        policy_learning_rate: of the policy's own Adam, ≥ 0; where exploring ends, in proportion
+            less in a run of fewer than 5000 steps.
         train_every: decisions in an episode, ≥ 1.
         decision_interval: steps between decisions, ≥ 1; None for the policy's own, 10 for a fresh
             one; `math.inf` as in `control_hyperparams`.
