@@ -77,8 +77,11 @@ def replay(rows, policy, options):
         {"train_every": 1, "max_grad_norm": 0.01},
         {"policy_learning_rate": 0.0},
         {
-            **{"train_every": 2, "anchor": 20.0, "policy_learning_rate": 5.0},
-            **{"explore_until": 0.75, "total_steps": len(VALUES)},
+            "train_every": 2,
+            "anchor": 20.0,
+            "policy_learning_rate": 5.0,
+            "explore_until": 0.75,
+            "total_steps": len(VALUES),
         },
     ],
     ids=str,
