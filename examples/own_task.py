@@ -28,7 +28,8 @@ def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 def loss(params: dict, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Return the mean squared error on a batch."""
     x, y = batch
-    return jnp.mean(jnp.square(MODEL.apply(params, x)[:, 0] - y))
+    prediction = jnp.asarray(MODEL.apply(params, x))[:, 0]
+    return jnp.mean(jnp.square(prediction - y))
 
 
 def task() -> optax_meta.tasks.Task:
