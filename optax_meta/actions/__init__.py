@@ -7,6 +7,8 @@ picks a choice of every move, counted like `numpy.unravel_index` (the last move 
 
 from optax_meta.actions.cards import card_of as card_of
 from optax_meta.actions.cards import space_of as space_of
+from optax_meta.actions.heads import hold_logits as hold_logits
+from optax_meta.actions.heads import log_probs as log_probs
 from optax_meta.actions.moves import Move as Move
 from optax_meta.actions.moves import add as add
 from optax_meta.actions.moves import check_bounds as check_bounds
@@ -20,10 +22,8 @@ from optax_meta.actions.spaces import classic as classic
 from optax_meta.actions.spaces import factored as factored
 from optax_meta.actions.spaces import factors as factors
 from optax_meta.actions.spaces import hold as hold
-from optax_meta.actions.spaces import hold_logits as hold_logits
 from optax_meta.actions.spaces import joint as joint
 from optax_meta.actions.spaces import labels as labels
 from optax_meta.actions.spaces import learning_rate as learning_rate
 from optax_meta.actions.spaces import levels as levels
-from optax_meta.actions.spaces import log_probs as log_probs
 from optax_meta.actions.spaces import ordered as ordered

@@ -1,8 +1,9 @@
 """Learning across runs: the same model is trained again and again, and each run tells one number.
 
-Within a run nothing tells which level of a rate ends lower: falling rates show their gain at once,
-whatever they cost later. How a run ended does, and across runs it adds up. So little is learned
-from each that little must be asked: for each hyperparameter how far from the policy it should lie.
+Within a run of usual length nothing tells which level of a rate ends lower: smaller moves show
+their gain at once, whatever they cost later. How a run ended does, and across runs it adds up. So
+little is learned from each that little must be asked: for each hyperparameter how far from the
+policy it should lie.
 """
 
 from collections.abc import Callable, Sequence
