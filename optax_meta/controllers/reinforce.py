@@ -72,9 +72,9 @@ def reinforce(
 
     A fresh policy knows nothing, and so lives inside what every good run has: a calibrated rate,
     which forgets the start, a fall to the end where its length is known, and a trust region. What
-    it chooses is the level of the rate relative to that, at first within a factor of 1.4 up or
-    down. It explores in the first half of a run of known length, while it learns less and less, and
-    then does what it found to be best. `classic_reinforce` is the agent without any of this.
+    it chooses is the level of the rate relative to that, at first within a factor of 1.3 up or
+    down. Between a tenth and half of a run of known length it explores, while it learns less and
+    less; then it does what it found to be best. `classic_reinforce` is the agent without any of this.
 
     Args:
         policy: what to start from: a `Policy`, the name of a shipped one or the path of a file;
