@@ -118,7 +118,7 @@ def test_a_single_run_and_its_truncated_last_line(folder, tmp_path):
     assert set(charts_of(page)) == {"loss", "learning_rate", "reward"}
     names = [line["name"] for line in charts_of(page)["reward"]["series"]]
     assert [name.split(": ")[1] for name in names] == ["reward", "baseline"]
-    for title in ("How rewards went", "Which actions earned what", "learned last at step"):
+    for title in ("How rewards went", "Which actions earned what", "took its last lesson at step"):
         assert title in page
     assert "<h2>Ranking" not in page
 

@@ -74,7 +74,8 @@ def reinforce(
     which forgets the start, a fall to the end where its length is known, and a trust region. What
     it chooses is the level of the rate relative to that, at first within a factor of 1.3 up or
     down. Between a tenth and half of a run of known length it explores, while it learns less and
-    less; then it does what it found to be best. `classic_reinforce` is the agent without any of this.
+    less; then it does what it found to be best. `classic_reinforce` is the agent without any of
+    this.
 
     Args:
         policy: what to start from: a `Policy`, the name of a shipped one or the path of a file;

@@ -166,7 +166,7 @@ def _rewards(learners: Mapping[str, MethodResult], seeds: int) -> Picture:
     caption += " The first seed alone." if seeds > 1 else ""
     stops = {name: rows.last_lesson(result) for name, result in learners.items()}
     for name, step in stops.items():
-        told = f"learned last at step {step}" if step else "learned nothing"
+        told = f"took its last lesson at step {step}" if step else "took no lesson"
         caption += f" {name} {told}."
     return Picture("How rewards went", caption, [charts.reward_chart(learners)])
 
