@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_meta import measuring, tracking
-from optax_meta.base import Controller, Hyperparams, State, Tree
+from optax_meta.base import DECISION_INTERVAL, Controller, Hyperparams, State, Tree
 from optax_meta.checks import check_share
 from optax_meta.horizon import Horizon, advanced
 from optax_meta.metrics import Metrics
@@ -180,7 +180,8 @@ def _is_due(controller: Controller, statistics: Statistics, step: jax.Array) -> 
     if not controller.decisions_per_run:
         return is_due
     horizon, num_steps = statistics.horizon, statistics.window.num_steps
-    interval = jnp.clip(jnp.ceil(horizon.length / controller.decisions_per_run), 1.0, 1e6)
+    interval = jnp.ceil(horizon.length / controller.decisions_per_run)
+    interval = jnp.clip(interval, 1.0, DECISION_INTERVAL)
     # On the grid of a run that was always this long, and never later than that.
     is_spaced = (step % interval.astype(jnp.int32) == 0) | (num_steps >= interval)
     is_spaced |= jnp.asarray(controller.is_dense(step))

@@ -15,15 +15,21 @@ import optax
 
 from optax_meta import actions, observations
 from optax_meta.actions import ActionSpace
-from optax_meta.base import Controller, ControllerInit, ControllerUpdate, Encoder, Hyperparams, Tree
+from optax_meta.base import (
+    DECISION_INTERVAL,
+    Controller,
+    ControllerInit,
+    ControllerUpdate,
+    Encoder,
+    Hyperparams,
+    Tree,
+)
 from optax_meta.checks import Number, check_interval, check_whole
 from optax_meta.metrics import Metrics
 
 Start = Literal["hold", "uniform"]
 Wrappers = Mapping[str, Mapping[str, Number]]
 """Wrappers by name, the innermost first, each with its keyword arguments."""
-DECISION_INTERVAL = 10
-"""Steps between decisions: fewer make the change of a noisy loss tell nothing."""
 
 
 class PolicyNetwork(nn.Module):
@@ -67,8 +73,9 @@ class Policy(NamedTuple):
             "trust_region" with their arguments; `learned` and `reinforce` put them on. By default
             nothing.
         dense_steps: it decides at each of that many first steps, ≥ 0.
-        num_decisions: further decisions in a run of known length, evenly spaced, ≥ 0; 0 for one
-            every ten steps, as where the length is not known.
+        num_decisions: at least so many further decisions in a run of known length, evenly spaced
+            and ten steps apart at most, ≥ 0. Where the length is not known, and always for 0, there
+            is one every ten steps.
 
     Example:
         >>> policy = optax_meta.init_policy(jax.random.key(0))
@@ -126,9 +133,10 @@ class Policy(NamedTuple):
         """
         if total_steps is None or self.num_decisions == 0:
             return DECISION_INTERVAL
-        if isinstance(total_steps, int):
-            return max(-(-total_steps // self.num_decisions), 1)
         spaced = -(-total_steps // self.num_decisions)
+        if isinstance(total_steps, int):
+            return min(max(spaced, 1), DECISION_INTERVAL)
+        spaced = jnp.minimum(spaced, DECISION_INTERVAL)
         return jnp.where(total_steps > 0, spaced, DECISION_INTERVAL)
 
     def as_controller(

@@ -154,3 +154,42 @@ def test_a_million_steps_are_counted():
     assert row.step == 10**6
     assert row.num_nonfinite == 250_000
     assert row.value == 1.0
+
+
+@pytest.mark.parametrize("name", ["any-lr-v2", "adamw-lr-wd-v2"])
+@pytest.mark.parametrize("start", [3, 15, 60])
+def test_ten_corrupt_batches_in_a_row_cost_little(name, start):
+    controller = optax_meta.learned(name, total_steps=300)
+    tx = optax_meta.control_hyperparams(optax.adamw, controller)()
+    x = jax.random.normal(jax.random.key(0), (512, 16))
+    target = jnp.sin(x @ jnp.linspace(-1.0, 1.0, 16))
+    keys = jax.random.split(jax.random.key(1), 300)
+
+    def loss_of(params, rows):
+        hidden = jnp.tanh(x[rows] @ params["in"])
+        return jnp.mean((hidden @ params["out"] - target[rows]) ** 2)
+
+    @jax.jit
+    def end(number):
+        def step(carry, inputs):
+            params, state = carry
+            t, key = inputs
+            value, grads = jax.value_and_grad(loss_of)(
+                params, jax.random.randint(key, (32,), 0, 512)
+            )
+            is_corrupt = (t >= start) & (t < start + number)
+            value = jnp.where(is_corrupt, jnp.nan, value)
+            grads = jax.tree.map(lambda g: jnp.where(is_corrupt, jnp.nan, g), grads)
+            updates, state = tx.update(grads, state, params, value=value)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = {
+            "in": 0.25 * jax.random.normal(jax.random.key(2), (16, 32)),
+            "out": 0.1 * jax.random.normal(jax.random.key(3), (32,)),
+        }
+        carry = params, tx.init(params)
+        return loss_of(jax.lax.scan(step, carry, (jnp.arange(300), keys))[0][0], jnp.arange(512))
+
+    without = end(0)
+    assert without < 0.1  # of 0.5 at the start
+    assert end(10) < 1.25 * without

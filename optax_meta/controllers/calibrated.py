@@ -14,6 +14,8 @@ from optax_meta.origins import keep_origin
 
 RATE, DECAY = "learning_rate", "weight_decay"
 _USUAL_DECAY = 1e-4
+_DECAY_OF_MOVE = 0.1
+"""No more of a move than this is decay."""
 _LARGEST_JUMP = 1e3
 """A rate changes by no more than this from one decision to the next, however little it moved."""
 _MEMORY = 0.99
@@ -28,10 +30,12 @@ passed, and less fast above; it rises from -0.01 on: in networks that still lear
 within 0.003. Before, gradients turn about where nothing was passed."""
 _RECENT = 3.0
 """That mean is over about the latest third of the steps: one cosine is mostly noise."""
-_RETREAT, _RETURN = 0.5, 1.1
+_RETREAT, _RETURN, _FURTHEST = 0.5, 1.2, 0.03
 """Where no step was finite the rate is halved: it may be too high. It comes back slowly, a step,
-since loss scaling skips steps that were not, but at a decision no slower than it went: ten corrupt
-batches in a row must not cost the rest of the run."""
+since loss scaling skips steps that were not, but at a decision no slower than it went, and it never
+goes further than this: ten corrupt batches in a row must not cost the rest of the run."""
+_SPANNED = 2.0
+"""So much more than usual a unit rate moves at most, as long as the rate has not come back."""
 _PROBE_RATIO = 1e-2
 """No probe moves further than this share of the parameters' norm, if moves were gradient steps."""
 
@@ -44,7 +48,7 @@ class CalibratedState(NamedTuple):
             first step, float[3].
         last: the distance at the last decision, the average growth of its logarithm in a step, the
             factor that steps which are not finite left, that left by gradients which point back
-            along the way come, and the mean cosine of the two, float32[5].
+            along the way come, the mean cosine of the two, and what decays in a step, float32[6].
         unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
             older ones decayed, float32[2].
         controller_state: what the controller carries.
@@ -111,8 +115,9 @@ def calibrated(
             gradients are so large that a gradient step would pass a hundredth of the parameters.
         total_decay: for a controller of `weight_decay`, too, in a run of known length: rate × decay
             of the first decisions but that of step 0 is this over the number of steps, so that the
-            starting decay is forgotten, too; later it is what the controller made of that. Before,
-            it takes no more than a hundredth off the parameters. 0 for leaving it alone.
+            starting decay is forgotten, too; later it is what the controller made of that. It is
+            less where it would be more than a tenth of a move, and at step 0 takes no more than a
+            hundredth off the parameters. 0 for leaving it alone.
         span: the controller may move its own value by no more than this factor up or down, ≥ 1, so
             that what knows nothing yet cannot wander off; `math.inf` for as far as it likes.
 
@@ -174,7 +179,7 @@ def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
     start = jnp.where(start == 0.0, jnp.asarray(USUAL_RATE, start.dtype), start)
     values, last = (
         jnp.stack([start, start, start]),
-        jnp.array([0.0, 0.0, 1.0, 1.0, 0.0], jnp.float32),
+        jnp.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], jnp.float32),
     )
     unit = jnp.zeros(2, jnp.float32)
     return CalibratedState(values, last, unit, setting.controller.init(hyperparams))
@@ -186,11 +191,13 @@ def _update(
     given, first, controller = hyperparams[RATE], state.values[2], setting.controller
     returned = controller.keep_in_bounds(RATE, state.values[1], state.values[1], metrics.bounds)
     own, last = _own(state, returned, given), _last(metrics, state)
-    moves, unit = _unit(metrics, state.unit, given)
+    moves, unit = _unit(metrics, state.unit, given, last[2])
     wanted = _share(setting, metrics, last[1]) * last[2] * last[3] * metrics.distance
     lead = _lead(setting, metrics, wanted, moves, given)
     before = state.values[1] * first / jnp.where(state.values[0] == 0.0, first, state.values[0])
-    decay = _calibrated_decay(setting, metrics, hyperparams, before, lead)
+    decaying = _decaying(setting, metrics, wanted)
+    kept = before * decaying / jnp.where(state.last[5] > 0.0, state.last[5], decaying)
+    decay = _calibrated_decay(setting, metrics, hyperparams, kept, lead, decaying)
     leading = {**hyperparams, RATE: own, **decay}
     decided, controller_state = controller.update(metrics, state.controller_state, leading)
     new = controller.keep_in_bounds(RATE, own, decided[RATE])
@@ -200,7 +207,7 @@ def _update(
     level = jnp.where(unit[1] > 0.0, new / first, 1.0)
     value = jnp.where(metrics.is_over, given, (jnp.sign(first) * lead * level).astype(given.dtype))
     value = controller.keep_in_bounds(RATE, given, value, metrics.bounds)
-    values = jnp.stack([new, value, first])
+    values, last = jnp.stack([new, value, first]), last.at[5].set(decaying)
     return {**decided, RATE: value}, CalibratedState(values, last, unit, controller_state)
 
 
@@ -215,14 +222,16 @@ def _own(state: CalibratedState, returned: jax.Array, given: jax.Array) -> jax.A
 
 
 def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
-    """Return what the next decision needs to know of this one, float32[5]."""
-    before, growth, kept, ahead, cosine = state.last
+    """Return what the next decision needs to know of this one, float32[6]."""
+    before, growth, kept, ahead, cosine, decaying = state.last
     back = jnp.minimum(_RETURN**metrics.num_steps, 1.0 / _RETREAT)
     kept = jnp.where(metrics.saw_finite, jnp.minimum(back * kept, 1.0), kept)
     has_moved = (state.unit[1] > 0.0) | (metrics.num_moves > 0.0)
-    kept = jnp.where(~metrics.saw_finite & has_moved, _RETREAT * kept, kept)
+    retreated = jnp.maximum(_RETREAT * kept, _FURTHEST)
+    kept = jnp.where(~metrics.saw_finite & has_moved, retreated, kept)
     ahead, cosine = _ahead(metrics, ahead, cosine)
-    return jnp.stack([metrics.distance, _growth(metrics, before, growth), kept, ahead, cosine])
+    growth = _growth(metrics, before, growth)
+    return jnp.stack([metrics.distance, growth, kept, ahead, cosine, decaying])
 
 
 def _ahead(metrics: Metrics, ahead: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -257,12 +266,17 @@ def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array
     return left * growth + (1.0 - left) * now / jnp.maximum(metrics.num_steps, 1.0)
 
 
-def _unit(metrics: Metrics, unit: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _unit(
+    metrics: Metrics, unit: jax.Array, given: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Return what a unit rate moves now at most, float32[], and its average, float32[2]."""
     used = jnp.abs(metrics.hyperparams.get(RATE, given)).astype(jnp.float32)
     moved = metrics.update_rms / jnp.maximum(used, 1e-30)
     tells = (metrics.num_moves > 0.0) & (used > 0.0) & (moved > 0.0) & jnp.isfinite(moved)
     moved = jnp.where(tells, moved, 0.0)
+    # After steps that were not finite a move is that of several, under rates that were higher.
+    most = _SPANNED * unit[0] / jnp.maximum(unit[1], 1e-30)
+    moved = jnp.where((kept < 1.0) & (unit[1] > 0.0), jnp.minimum(moved, most), moved)
     left = jnp.where(tells, _MEMORY**metrics.num_moves, 1.0)
     unit = left * unit + (1.0 - left) * jnp.stack([moved, 1.0])
     usual = unit[0] / jnp.maximum(unit[1], 1e-30)
@@ -291,18 +305,32 @@ def _lead(
     return jnp.where(moves > 0.0, rate, blind).astype(given.dtype)
 
 
+def _decaying(setting: _Calibration, metrics: Metrics, wanted: jax.Array) -> jax.Array:
+    """Return what share of the parameters decays in a step, float32[]; 0 where that is left alone.
+
+    A move that is mostly decay would seem to be what the rate does: the lower that became, the
+    more, and nothing would be learned.
+    """
+    if not is_set(setting.total_decay, 0.0):
+        return jnp.float32(0.0)
+    scale = metrics.param_norm * metrics.update_rms / jnp.maximum(metrics.update_norm, 1e-30)
+    most = jnp.where(scale > 0.0, _DECAY_OF_MOVE * wanted / jnp.maximum(scale, 1e-30), jnp.inf)
+    return jnp.minimum(setting.total_decay * metrics.per_step, most)
+
+
 def _calibrated_decay(
     setting: _Calibration,
     metrics: Metrics,
     hyperparams: Hyperparams,
     before: jax.Array,
     rate: jax.Array,
+    decaying: jax.Array,
 ) -> Hyperparams:
     if DECAY not in hyperparams or not is_set(setting.total_decay, 0.0):
         return {}
     before, rate = (jnp.maximum(abs(x).astype(jnp.float32), 1e-30) for x in (before, rate))
     decay = hyperparams[DECAY]
-    wanted = setting.total_decay * metrics.per_step / rate
+    wanted = decaying / rate
     dense = _dense(setting.controller, setting.steps)
     is_first: Any = dense(metrics.step) if callable(dense) else metrics.step < dense
     # The length of the run, if there is one, shows at the next step.
