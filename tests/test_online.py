@@ -42,11 +42,13 @@ def replay(rows, policy, options):
         # What is left of the time to learn in; without an end all of it.
         left = 1.0
         if math.isfinite(options["explore_until"]):
-            left -= float(rows.progress[end]) / options["explore_until"]
-        if left <= 0.0:
-            break
-        # Where exploring ends a run of fewer than 5000 steps teaches in proportion less.
-        left *= min(options.get("total_steps", 5000) / 5000, 1.0)
+            # Where exploring ends a short run has in proportion less time, and a lower rate.
+            full = options["full_steps"]
+            caution = min(options["total_steps"] / full, 1.0) if full else 1.0
+            left -= float(rows.progress[end]) / (caution * options["explore_until"])
+            if left <= 0.0:
+                break
+            left *= caution
         reward = decision.reward[end - length + 1 : end + 1]
         returns = policy_gradient.discounted_returns(reward, options["discount"])
         adv = policy_gradient.advantages(returns, baseline)
@@ -79,9 +81,17 @@ def replay(rows, policy, options):
         {
             "train_every": 2,
             "anchor": 20.0,
-            "policy_learning_rate": 5.0,
+            "policy_learning_rate": 1e-2,
             "explore_until": 0.75,
             "total_steps": len(VALUES),
+            "full_steps": 0.0,
+        },
+        {
+            "train_every": 1,
+            "policy_learning_rate": 0.5,
+            "explore_until": 0.9,
+            "total_steps": len(VALUES),
+            "full_steps": 1.5 * len(VALUES),
         },
     ],
     ids=str,
@@ -276,6 +286,8 @@ def test_learned_takes_the_most_probable_action():
             {"explore_until": 1.5},
             r"`explore_until` must lie in \[0, 1\], or be `math\.inf`, got 1\.5",
         ),
+        ({"full_steps": -1.0}, "`full_steps` must not be negative, nor infinite, got -1.0"),
+        ({"full_steps": math.inf}, "`full_steps` must not be negative, nor infinite, got inf"),
         ({"explore_until": -0.1}, "`explore_until` must lie in"),
         ({"explore_until": math.nan}, "`explore_until` must lie in"),
         ({"policy_learning_rate": -1.0}, "`policy_learning_rate` must not be negative"),
@@ -348,7 +360,7 @@ def stepwise(steps, **options):
 
 
 def test_after_half_of_a_run_it_does_what_is_best_and_learns_no_more():
-    chosen, best, params = stepwise(24, total_steps=24)
+    chosen, best, params = stepwise(24, total_steps=24, full_steps=0.0)
     np.testing.assert_array_equal(chosen[12:], best[12:])
     assert np.mean(chosen[:12] == best[:12]) < 0.7
     assert len(np.unique(params[:12], axis=0)) == 6  # the start, and one for each pair but the last
@@ -363,7 +375,7 @@ def test_without_an_end_it_never_stops_exploring(options):
 
 
 def test_exploring_begins_where_the_distance_is_found():
-    chosen, best, params = stepwise(40, total_steps=40, explore_from=0.25)
+    chosen, best, params = stepwise(40, total_steps=40, explore_from=0.25, full_steps=0.0)
     np.testing.assert_array_equal(chosen[:10], best[:10])
     assert len(np.unique(params[:10], axis=0)) == 1
     assert np.mean(chosen[10:20] == best[10:20]) < 0.7
@@ -372,6 +384,20 @@ def test_exploring_begins_where_the_distance_is_found():
     chosen, best, _ = stepwise(40, explore_from=0.02)
     np.testing.assert_array_equal(chosen[:20], best[:20])
     assert np.mean(chosen[20:] == best[20:]) < 0.7
+
+
+def test_a_short_run_explores_for_less_of_its_time():
+    options = {"total_steps": 40, "explore_from": 0.1, "explore_until": 0.6}
+    chosen, best, params = stepwise(40, full_steps=80.0, **options)  # from 0.1 to 0.35
+    np.testing.assert_array_equal(chosen[:4], best[:4])
+    assert np.mean(chosen[4:14] == best[4:14]) < 0.7
+    np.testing.assert_array_equal(chosen[14:], best[14:])
+    assert len(np.unique(params[14:], axis=0)) == 1
+    whole, *_ = stepwise(40, full_steps=40.0, **options)
+    without, *_ = stepwise(40, full_steps=0.0, **options)
+    np.testing.assert_array_equal(whole, without)
+    chosen, best, _ = stepwise(40, **options)  # for 5000 steps: one decision
+    np.testing.assert_array_equal(chosen[5:], best[5:])
 
 
 def test_what_is_best_is_to_hold_where_nothing_is_better():

@@ -18,8 +18,6 @@ from optax_meta.policies import Policy, draw
 from optax_meta.recording import Decision, DecisionState
 from optax_meta.rewards import Reward
 
-_LONG = 5000.0
-"""In runs of fewer steps the policy learns less at each: they hold too little evidence."""
 _NEVER = -1e4
 """Log-probability of what is not to be drawn: finite, for those who hunt infinities."""
 
@@ -62,6 +60,7 @@ class Learner(NamedTuple):
     anchor: float
     explore_from: float
     explore_until: float
+    full_steps: float
     max_share: Number
 
 
@@ -132,20 +131,22 @@ def _left(learner: Learner, metrics: Metrics) -> jax.Array:
     if math.isinf(learner.explore_until):
         return (has_begun & ~metrics.is_over).astype(jnp.float32)
     # Where the length is not known it is all to come.
-    left = 1.0 - jnp.maximum(metrics.progress, 0.0) / max(learner.explore_until, 1e-9)
-    is_over = metrics.progress >= learner.explore_until
-    return jnp.where(has_begun & ~is_over, left, 0.0)
+    time = max(learner.explore_until - learner.explore_from, 0.0) * _caution(learner, metrics)
+    until = learner.explore_from + time
+    left = 1.0 - jnp.maximum(metrics.progress, 0.0) / jnp.maximum(until, 1e-9)
+    return jnp.where(has_begun & (metrics.progress < until), left, 0.0)
 
 
 def _caution(learner: Learner, metrics: Metrics) -> jax.Array:
-    """Return by what the policy's learning rate is taken down in a short run, float32[].
+    """Return what a short run leaves of the time to explore and of the learning rate, float32[].
 
-    Adam's first steps are as long as its later ones, however little there is to go by.
+    It holds too little evidence to learn from, and Adam's first steps are as long as its later
+    ones, however little there is to go by.
     """
-    if math.isinf(learner.explore_until):
+    if math.isinf(learner.explore_until) or learner.full_steps == 0.0:
         return jnp.float32(1.0)
-    known = 1.0 / (_LONG * jnp.maximum(metrics.per_step, 1e-9))
-    so_far = metrics.step.astype(jnp.float32) / (learner.explore_until * _LONG + 1e-9)
+    known = 1.0 / (learner.full_steps * jnp.maximum(metrics.per_step, 1e-9))
+    so_far = metrics.step.astype(jnp.float32) / (learner.explore_until * learner.full_steps + 1e-9)
     return jnp.minimum(jnp.where(metrics.progress < 0.0, so_far, known), 1.0)
 
 
@@ -292,6 +293,7 @@ def check(learner: Learner) -> None:
             0.0 <= learner.explore_until <= 1.0 or learner.explore_until == math.inf,
             "lie in [0, 1], or be `math.inf`",
         ),
+        ("full_steps", 0.0 <= learner.full_steps < math.inf, "not be negative, nor infinite"),
         ("max_grad_norm", learner.max_grad_norm > 0.0, "be positive"),
         ("reward_scale", learner.reward_scale > 0.0, "be positive"),
         ("policy_learning_rate", learner.policy_learning_rate >= 0.0, "not be negative"),

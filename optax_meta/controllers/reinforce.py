@@ -58,6 +58,7 @@ def reinforce(
     anchor: float = 0.1,
     explore_from: float = 0.1,
     explore_until: float = 0.5,
+    full_steps: float = 5000.0,
     train_every: int = 5,
     decision_interval: float | None = None,
     total_steps: Number | None = None,
@@ -102,9 +103,11 @@ def reinforce(
         explore_until: share of a run of known length, in [0, 1], after which it takes the most
             probable action and learns no more; until then the policy's learning rate falls to 0.
             `math.inf` for no end, and a rate that stays.
+        full_steps: in a run of fewer steps, ≥ 0, where exploring ends, it explores for a time that
+            is shorter in proportion, and learns at a rate that is lower, since short runs hold too
+            little evidence; 0 for as in a long run.
         max_grad_norm: the policy gradient is clipped to this L2 norm, > 0.
-        policy_learning_rate: of the policy's own Adam, ≥ 0; where exploring ends, in proportion
-            less in a run of fewer than 5000 steps.
+        policy_learning_rate: of the policy's own Adam, ≥ 0.
         train_every: decisions in an episode, ≥ 1.
         decision_interval: steps between decisions, ≥ 1; None for the policy's own, 10 for a fresh
             one; `math.inf` as in `control_hyperparams`.
@@ -154,6 +157,7 @@ def reinforce(
         anchor=anchor,
         explore_from=explore_from,
         explore_until=explore_until,
+        full_steps=full_steps,
         max_share=_max_share(inside),
     )
     check(learner)
