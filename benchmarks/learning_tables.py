@@ -12,8 +12,8 @@ HERE = Path(__file__).parent
 _DRAWS = 1000
 _ACROSS = {
     "across": "`across_runs`, the last five of twenty",
-    "carried": "`reinforce`, carried from run to run, the last five",
-    "small copy": "after sixteen runs of a quarter of the steps",
+    "tuned": "after `fine-tune`: 64 runs of a quarter of the steps",
+    "narrow": "the same of a copy a quarter as wide",
 }
 
 
@@ -88,7 +88,8 @@ def across() -> str:
         base = np.array(losses["learned"])
         ends = base[:, -last:]
         row = [f"{cell['name']}, {cell['steps']} steps"]
-        row += [_mean([_over(np.array(losses[name])[:, -last:], ends)]) for name in _ACROSS]
+        found = {name: np.array(losses[name])[:, -last:] for name in _ACROSS}
+        row += [_mean([_over(x, ends[: len(x)])]) for x in found.values()]
         explored = np.array(losses["across"])[:, :-last]
         row.append(f"{np.exp(_over(explored, base[:, :-last]).mean()):.3f}")
         rows.append(row)

@@ -86,3 +86,16 @@ def replanned() -> str:
         ratios = [f"{np.exp(log):.3f}" for log in (*logs, np.mean(logs))]
         rows.append((plan, *ratios))
     return table(("over known", *(cell["name"] for cell in cells), "mean"), rows)
+
+
+def loops() -> str:
+    """Return what the programs of others' loops end with, and where single seeds lie."""
+    rows = []
+    for name, found in json.loads((HERE / "loops.json").read_text())["programs"].items():
+        for way, runs in found["ways"].items():
+            first = [run[0] for run in runs]
+            accuracies = [x for run in runs for x in run[1:]]
+            also = f", {np.mean(accuracies):.1%}" if accuracies else ""
+            span = f" ({min(first):.3g} … {max(first):.3g})" if len(first) > 1 else ""
+            rows.append((f"{name}: {way}", found["figure"], f"{np.mean(first):.3g}{span}{also}"))
+    return table(("program", "what", "mean (range of seeds)"), rows)

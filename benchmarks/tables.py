@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from learning_tables import across, learning, learning_starts, reward_ranking
 from real_tables import half_losses, half_scores, large_gpts, ratios, tunings
-from run_tables import no_horizon, one_run, one_run_kills, replanned, spikes
+from run_tables import loops, no_horizon, one_run, one_run_kills, replanned, spikes
 from wording import label, made_with, number, plus_minus, table, within
 
 HERE = Path(__file__).parent
@@ -424,6 +424,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "across": across,
     "reward_ranking": reward_ranking,
     "spikes": spikes,
+    "loops": loops,
     "no_horizon": no_horizon,
     "one_run": one_run,
     "replanned": replanned,

@@ -33,8 +33,8 @@ def loss_fn(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def train(tx: Any, steps: int, seed: int) -> tuple[float, Any]:
-    """Train on micro-batches of 16 in one scan; return held-out loss and optimizer state."""
+def train(tx: Any, steps: int, seed: int) -> tuple[tuple[float, float], Any]:
+    """Train on micro-batches of 16; return held-out loss, accuracy, and the optimizer state."""
     params = MODEL.init(jax.random.key(seed), IMAGES[:1])
 
     def train_step(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
@@ -52,7 +52,9 @@ def train(tx: Any, steps: int, seed: int) -> tuple[float, Any]:
     carry = params, tx.init(params), jnp.float32(0.0)
     run = jax.jit(lambda carry: jax.lax.scan(train_step, carry, (jnp.arange(steps), keys))[0])
     params, opt_state, _ = run(carry)
-    return float(loss_fn(params, IMAGES[:HELD_OUT], LABELS[:HELD_OUT])), opt_state
+    x, labels = IMAGES[:HELD_OUT], LABELS[:HELD_OUT]
+    accuracy = jnp.mean(MODEL.apply(params, x).argmax(axis=1) == labels)
+    return (float(loss_fn(params, x, labels)), float(accuracy)), opt_state
 
 
 def accumulating(learning_rate: Any, weight_decay: float = 1e-4) -> Any:
@@ -61,23 +63,24 @@ def accumulating(learning_rate: Any, weight_decay: float = 1e-4) -> Any:
     return optax.MultiSteps(adamw, EVERY).gradient_transformation()
 
 
-def main(steps: int = 1200, seed: int = 0) -> dict[str, float]:
-    """Train once each way; return the held-out losses."""
+def main(steps: int = 1200, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Train once each way; return the held-out losses and accuracies."""
     updates = steps // EVERY
     cosine = optax.warmup_cosine_decay_schedule(0.0, 3e-3, updates // 10, updates)
     learned, control = optax_meta.learned, optax_meta.control_hyperparams
     around = control(optax.adamw, learned("any-lr-v2", total_steps=updates))()
     inside = control(accumulating, learned("any-lr-v2", total_steps=steps))()
-    losses = {}
+    found = {}
     for name, tx in {
         "warm-up + cosine 3e-3": optax.MultiSteps(optax.adamw(cosine), EVERY),
         "any-lr-v2, MultiSteps around": optax.MultiSteps(around, EVERY),
         "any-lr-v2, MultiSteps inside": inside,
     }.items():
-        losses[name], opt_state = train(tx, steps, seed)
+        found[name], opt_state = train(tx, steps, seed)
+        loss, accuracy = found[name]
         counted = "" if "any" not in name else f", {optax_meta.record(opt_state).step} steps seen"
-        print(f"{name}: held-out loss {losses[name]:.3f}{counted}")
-    return losses
+        print(f"{name}: held-out loss {loss:.3f}, accuracy {accuracy:.1%}{counted}")
+    return found
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def loss_fn(model: eqx.nn.MLP, x: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def train(optimizer: Any, steps: int, seed: int) -> float:
-    """Train on batches of 64; return the held-out loss."""
+def train(optimizer: Any, steps: int, seed: int) -> tuple[float, float]:
+    """Train on batches of 64; return the held-out loss and accuracy."""
     tx = optax.with_extra_args_support(optimizer)
     model = eqx.nn.MLP(64, 10, width_size=64, depth=2, key=jax.random.key(seed))
     opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
@@ -47,21 +47,23 @@ def train(optimizer: Any, steps: int, seed: int) -> float:
 
     for key in jax.random.split(jax.random.key(seed + 1), steps):
         model, opt_state = train_step(model, opt_state, key)
-    return float(loss_fn(model, IMAGES[HELD_OUT], LABELS[HELD_OUT]))
+    found = jax.vmap(model)(IMAGES[HELD_OUT]).argmax(axis=1)
+    accuracy = float(jnp.mean(found == LABELS[HELD_OUT]))
+    return float(loss_fn(model, IMAGES[HELD_OUT], LABELS[HELD_OUT])), accuracy
 
 
-def main(steps: int = 500, seed: int = 0) -> dict[str, float]:
-    """Train once each way; return the held-out losses."""
+def main(steps: int = 500, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Train once each way; return the held-out losses and accuracies."""
     cosine = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 10, steps)
     controller = optax_meta.learned("any-lr-v2", total_steps=steps)
-    losses = {
+    found = {
         "constant 1e-3": train(optax.adamw(1e-3), steps, seed),
         "warm-up + cosine 3e-3": train(optax.adamw(cosine), steps, seed),
         "any-lr-v2": train(optax_meta.control_hyperparams(optax.adamw, controller)(), steps, seed),
     }
-    for name, loss in losses.items():
-        print(f"{name}: held-out loss {loss:.3f}")
-    return losses
+    for name, (loss, accuracy) in found.items():
+        print(f"{name}: held-out loss {loss:.3f}, accuracy {accuracy:.1%}")
+    return found
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Data-parallel training on several hosts, with checkpoints: one program, started once a process.
+"""Data-parallel training on several hosts, with checkpoints, against warm-up and linear decay.
 
-The model is replicated, each process feeds its share of every batch, and `jax.jit` sees the whole
-one: loss and gradients are means over all hosts, so that every process takes the same decision and
-the controller needs no communication of its own. Started again, it goes on from the last
-checkpoint, with as many processes as there are then; all of them must see the directory DIR.
+One program, started once a process. Each feeds its share of every batch, and `jax.jit` sees the
+whole one: loss and gradients are means over all hosts, so that every process takes the same
+decision. Started again, it goes on from the last checkpoint, with as many processes as there are
+then; all of them must see the directory DIR.
 
 SLURM finds the processes itself; one task a GPU:
 
@@ -19,8 +19,8 @@ of one job `workers`, and let `failurePolicy: {maxRestarts: 10}` restart all whe
 
 Two processes on one machine:
 
-    python multi_host.py DIR --coordinator localhost:1234 --processes 2 --process 0 &
-    python multi_host.py DIR --coordinator localhost:1234 --processes 2 --process 1
+    P="python multi_host.py DIR --coordinator localhost:1234 --processes 2 --process"
+    $P 0 & $P 1
 """
 
 import argparse
@@ -50,16 +50,14 @@ def local_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
     return x[mine], y[mine]
 
 
-def main(checkpoints: str, steps: int = 60, save_every: int = 20) -> list[tuple[float, float]]:
+def main(checkpoints: str, steps: int = 300, save_every: int = 20, rule: str = "any-lr-v2") -> list:
     """Train up to `steps`; return the loss and the learning rate of the steps taken here."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    controller = optax_meta.classic_reinforce(decision_interval=2)
+    controller = optax_meta.learned("any-lr-v2", total_steps=steps)
+    if rule == "linear":
+        controller = optax_meta.annealed(optax_meta.warmup(steps // 10 or 1), total_steps=steps)
     tx = optax_meta.control_hyperparams(optax.adamw, controller)(learning_rate=1e-2)
-
-    def init():  # noqa: ANN202
-        params = MODEL.init(jax.random.key(0), jnp.zeros((1, 8)))
-        return params, tx.init(params)
 
     def train_step(carry, x, y):  # noqa: ANN001, ANN202
         params, opt_state = carry
@@ -68,7 +66,8 @@ def main(checkpoints: str, steps: int = 60, save_every: int = 20) -> list[tuple[
         return (optax.apply_updates(params, updates), opt_state), optax_meta.record(opt_state)
 
     # Made on the mesh, so that a checkpoint is restored onto the mesh too.
-    carry = jax.jit(init, out_shardings=everywhere)()
+    params = jax.jit(MODEL.init, out_shardings=everywhere)(jax.random.key(0), jnp.zeros((1, 8)))
+    carry = params, jax.jit(tx.init, out_shardings=everywhere)(params)
     train_step = jax.jit(train_step, out_shardings=everywhere, donate_argnums=0)
     options = ocp.CheckpointManagerOptions(max_to_keep=3, save_interval_steps=save_every)
     rows = []
@@ -82,18 +81,19 @@ def main(checkpoints: str, steps: int = 60, save_every: int = 20) -> list[tuple[
             carry, row = train_step(carry, *batch)
             rows.append((float(row.value), float(row.hyperparams["learning_rate"])))  # waits
             manager.save(step + 1, args=ocp.args.StandardSave(carry))
-            if jax.process_index() == 0 and (step + 1) % 10 == 0:
-                print(f"step {step + 1}: loss {rows[-1][0]:.4f}, learning rate {rows[-1][1]:.2g}")
+            if jax.process_index() == 0 and (step + 1) % 20 == 0:
+                print(f"step {step + 1}: loss {np.mean(rows[-20:], axis=0)[0]:.4f}")
     return rows
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoints", help="a directory that all processes see")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rule", choices=("any-lr-v2", "linear"), default="any-lr-v2")
     parser.add_argument("--coordinator", help="host:port of process 0; found where it can be")
     parser.add_argument("--processes", type=int, help="how many there are")
     parser.add_argument("--process", type=int, help="which this is, from 0")
     args = parser.parse_args()
     jax.distributed.initialize(args.coordinator, args.processes, args.process)
-    main(args.checkpoints, args.steps)
+    main(args.checkpoints, args.steps, rule=args.rule)
