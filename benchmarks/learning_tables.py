@@ -88,8 +88,9 @@ def across() -> str:
         base = np.array(losses["learned"])
         ends = base[:, -last:]
         row = [f"{cell['name']}, {cell['steps']} steps"]
-        found = {name: np.array(losses[name])[:, -last:] for name in _ACROSS}
-        row += [_mean([_over(x, ends[: len(x)])]) for x in found.values()]
+        for found in (losses[name] for name in _ACROSS):
+            of = [_over(np.array(found)[:, -last:], ends[: len(found)])] if found else []
+            row.append(_mean(of) if of else "–")
         explored = np.array(losses["across"])[:, :-last]
         row.append(f"{np.exp(_over(explored, base[:, :-last]).mean()):.3f}")
         rows.append(row)

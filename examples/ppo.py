@@ -85,8 +85,8 @@ def main(steps: int = 100, seed: int = 0) -> dict[str, float]:
     optimizers = {"linear 2.5e-4": optax.adam(linear, eps=1e-5)}
     learned = optax_meta.learned("any-lr-v2", total_steps=steps * UPDATES)
     # A policy that fails early gathers nothing to learn from: shorter moves are safer.
-    careful = optax_meta.distance(share=0.1, total_steps=steps * UPDATES)
-    for name, rule in {"any-lr-v2": learned, "distance, share=0.1": careful}.items():
+    careful = optax_meta.distance(share=0.05, total_steps=steps * UPDATES)
+    for name, rule in {"any-lr-v2": learned, "distance, share=0.05": careful}.items():
         optimizers[name] = optax_meta.control_hyperparams(optax.adam, rule)(eps=1e-5)
     scores = {name: train(optimizer, steps, seed) for name, optimizer in optimizers.items()}
     print(*(f"{name}: score {score:.0f}" for name, score in scores.items()), sep="\n")
