@@ -1,4 +1,4 @@
-"""Does `adamw-lr-wd-v1` find the weight decay that a grid would?
+"""Does `adamw-lr-wd-v2` find the weight decay that a grid would?
 
 Small tables that a network overfits, judged by the loss on held-out rows. All runs have the rate
 chosen by `any-lr-v2`; five of them keep a weight decay of the grid, the best of which, by its mean
@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ablation import interval, stacked
-from frozen import holding
 
 import optax_meta
 from optax_meta import families
@@ -147,7 +146,7 @@ def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tier", choices=("test", "validation"), default="test")
-    parser.add_argument("--policies", nargs="*", default=["adamw-lr-wd-v1"], help="names or paths")
+    parser.add_argument("--policies", nargs="*", default=["adamw-lr-wd-v2"], help="names or paths")
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     tier = TEST if options.tier == "test" else validation()
@@ -165,10 +164,8 @@ def main() -> None:
             row["grid"] = [mean / means[best] for mean in means]
             row["logs"] = {}
             for name, policy in ours.items():
-                both = stacked(policy.params, holding(policy).params)
-                found = runs[name](both, STARTS, steps)
-                whole, alone = np.log(found / grid[best]).mean(1).tolist()
-                row["logs"] |= {name: whole, f"{name}: wrappers alone": alone}
+                [found] = runs[name](stacked(policy.params), STARTS, steps)
+                row["logs"][name] = np.log(found / grid[best]).mean(0).tolist()
             rows.append(row)
             shown = {name: round(float(np.exp(np.mean(x))), 3) for name, x in row["logs"].items()}
             print(task, steps, np.round(row["grid"], 3), shown, flush=True)

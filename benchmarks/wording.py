@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 # Names in the files that say less than a reader of a page needs.
 LABELS = {
     "wrappers of any-lr-v1 alone (hold)": "the wrappers of any-lr-v1 alone",
-    "adamw-lr-wd-v1: wrappers alone": "its wrappers alone",
     "reinforce from scratch": "reinforce from nothing, no wrappers",
     "as it is": "as shipped",
     "bounds": "any limit on a move or a gradient",

@@ -1,7 +1,7 @@
 """One controller for all groups of parameters, with fixed ratios between their rates.
 
 The factory that is controlled takes one `learning_rate` and gives each group its share of it: lower
-layers less (layer-wise decay), biases twice as much, matrices Muon and all else Adam. The record
+layers less (layer-wise decay), biases twice as much, matrices Muon and all else AdamW. The record
 shows the one rate; what a group gets is that times its ratio.
 
     pip install scikit-learn
@@ -38,10 +38,10 @@ def doubled_biases(learning_rate: Any) -> optax.GradientTransformation:
     return optax.partition(groups, kinds)
 
 
-def muon_and_adam(learning_rate: Any) -> optax.GradientTransformation:
-    """Give matrices Muon, and all else, which `muon` leaves to Adam, a tenth of its rate."""
+def muon_and_adamw(learning_rate: Any) -> optax.GradientTransformation:
+    """Give matrices Muon, and all else, which `muon` leaves to AdamW, a tenth of its rate."""
     rest = optax.masked(optax.scale(0.1), lambda x: jax.tree.map(lambda leaf: leaf.ndim != 2, x))
-    return optax.chain(optax.contrib.muon(learning_rate), rest)
+    return optax.chain(optax.contrib.muon(learning_rate, adam_weight_decay=1e-4), rest)
 
 
 def kinds(params: Any) -> Any:
@@ -76,7 +76,7 @@ def train(optimizer: Any, steps: int, seed: int) -> tuple[float, Any]:
 def main(steps: int = 400, seed: int = 0) -> dict[str, float]:
     """Train each recipe under a cosine and under one policy; return the held-out losses."""
     losses = {}
-    for factory, peak in ((layer_wise, 3e-3), (doubled_biases, 3e-3), (muon_and_adam, 2e-2)):
+    for factory, peak in ((layer_wise, 3e-3), (doubled_biases, 3e-3), (muon_and_adamw, 2e-2)):
         name = factory.__name__
         cosine = optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
         stock = optax.inject_hyperparams(factory)(learning_rate=cosine)

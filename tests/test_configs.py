@@ -203,6 +203,18 @@ BAD = {
         "reward": {"name": "fall"},
     },
     "`action_space` needs `moves`": {"controller": "reinforce", "action_space": {}},
+    "`action_space` has no argument `factord`: choose from moves, factored, spread": {
+        "controller": "reinforce",
+        "action_space": {"factord": True, "moves": []},
+    },
+    "`moves` has no argument `amuont`: choose from hyperparam, kind, amounts, bounds": {
+        "controller": "reinforce",
+        "action_space": {
+            "moves": [
+                {"hyperparam": "b1", "kind": "add", "amounts": [1], "bounds": [0, 1], "amuont": 3}
+            ]
+        },
+    },
     "unknown move 'shift': choose from scale, add, log": {
         "controller": "reinforce",
         "action_space": {

@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import fifteen_steps
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import QUICK, is_known
 from jax.flatten_util import ravel_pytree
@@ -172,6 +175,37 @@ def test_a_group_gets_its_ratio_of_the_one_rate():
     assert optax_meta.record(opt_state).hyperparams == {"learning_rate": np.float32(0.1)}
     for layer, ratio in example.LAYERS.items():
         np.testing.assert_allclose(updates["params"][layer]["bias"], -0.1 * ratio, rtol=1e-5)
+
+
+def test_multi_host_trains_by_the_stock_schedule_too(tmp_path):
+    import multi_host as example
+
+    rows = np.array(example.main(str(tmp_path), 20, save_every=20, rule="linear"))
+    shares = np.minimum(np.arange(1, 21) / 2.0, 1.0) * (1.0 - np.arange(20) / 20.0)
+    np.testing.assert_allclose(rows[1:, 1], 1e-2 * shares[1:], rtol=0.1)
+    assert rows[-1, 0] < rows[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "of_bias", "alike"),
+    [
+        ("doubled_biases", 2.0, optax.adamw),
+        ("muon_and_adamw", 0.1, partial(optax.contrib.muon, adam_weight_decay=1e-4)),
+    ],
+)
+def test_biases_get_their_ratio_and_matrices_the_rate(name, of_bias, alike):
+    import group_ratios as example
+
+    params = {"params": {"layer": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}}
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def moved(tx):
+        return tx.update(grads, tx.init(params), params)[0]["params"]["layer"]
+
+    control = optax_meta.control_hyperparams(getattr(example, name), optax_meta.constant())
+    found, plain = moved(control(0.1)), moved(alike(0.1))
+    np.testing.assert_allclose(found["kernel"], plain["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(found["bias"], of_bias * plain["bias"], rtol=1e-5)
 
 
 def test_across_runs(tmp_path, monkeypatch):

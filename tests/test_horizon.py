@@ -236,9 +236,22 @@ def test_progress_that_leaps_is_another_horizon():
     np.testing.assert_allclose(rates(falling(), falling().init(X), stairs), 1.0 - stairs, rtol=1e-6)
 
 
-def test_a_run_that_was_killed_goes_on_with_its_horizon(tmp_path):
+def by_hand(state):
+    state = optax_meta.set_hyperparams(state, learning_rate=0.3)
+    return optax_meta.set_bounds(state, learning_rate=(0.1, 0.5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: set_horizon(optax_meta.freeze(state), total_steps=1000),
+        lambda state: cooldown(by_hand(state), steps=250),
+    ],
+    ids=["frozen, extended", "set, bounded, cooled down"],
+)
+def test_a_run_that_was_killed_goes_on_with_what_was_done_to_it(tmp_path, change):
     _, _, (x, state) = run(100, start(400))
-    carry = hundred((x, set_horizon(optax_meta.freeze(state), total_steps=1000)))[0]
+    carry = hundred((x, change(state)))[0]
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "run", carry)
         checkpointer.wait_until_finished()

@@ -189,11 +189,19 @@ def test_the_page_tells_which_steps_leapt():
     assert f'"leaps":[{LEAPS_AT + 1}]' in html.replace(" ", "")
 
 
-@pytest.mark.parametrize("on_spike", ["record", "skip"])
-def test_a_shipped_policy_ends_where_it_would_have(on_spike):
+@pytest.mark.parametrize(
+    ("name", "on_spike"),
+    [
+        ("any-lr-v2, AdamW", "record"),
+        ("any-lr-v2, AdamW", "skip"),
+        ("any-lr-v2, momentum", "roll_back"),
+        ("adamw-lr-wd-v2", "clip"),
+    ],
+)
+def test_a_shipped_policy_ends_where_it_would_have(name, on_spike):
     steps = 120
     fault = benchmark.faults(steps, times=["middle"], patterns=["once"])
-    made = benchmark.method("any-lr-v2, AdamW", on_spike)
+    made = benchmark.method(name, on_spike)
     found = benchmark.runs(made, steps, fault, np.arange(2))
     ratios = benchmark.ratios(found)
     assert np.mean(ratios) < benchmark.CLOSE

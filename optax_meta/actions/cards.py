@@ -5,8 +5,10 @@ from typing import Any
 
 from optax_meta.actions.moves import add, level, log_step, scale
 from optax_meta.actions.spaces import ActionSpace, factored, joint, ordered
-from optax_meta.checks import chosen
+from optax_meta.checks import check_known, chosen
 
+_OF_SPACE = "moves", "factored", "spread"
+_OF_MOVE = "hyperparam", "kind", "amounts", "bounds"
 _MOVES = {"scale": scale, "add": add, "log": log_step, "level": level}
 
 
@@ -19,14 +21,16 @@ def space_of(card: Mapping[str, Any]) -> ActionSpace:
 
     Raises:
         KeyError: something is missing.
-        ValueError: an unknown kind of move, or a number that the move refuses.
+        ValueError: an unknown entry or kind of move, or a number that the move refuses.
 
     Example:
         >>> space_of(card_of(optax_meta.actions.classic())) == optax_meta.actions.classic()
         True
     """
+    check_known("action_space", card, _OF_SPACE)
     moves = []
     for move in card["moves"]:
+        check_known("moves", move, _OF_MOVE)
         make = chosen("move", _MOVES, move["kind"])
         moves.append(make(move["hyperparam"], move["amounts"], bounds=move["bounds"]))
     if spread := card.get("spread"):
