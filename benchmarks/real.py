@@ -53,11 +53,18 @@ from optax_meta.meta.versions import library_versions
 
 HERE = Path(__file__).parent
 FAST_METHODS = ("prodigy + linear",)
+SHIPPED = "any-lr-v2", "adamw-lr-wd-v2"
 
 
 def policies(names: Iterable[str]) -> dict[str, Contender]:
-    """Return contenders for policies by name or path."""
-    return {Path(name).stem: contender(optax_meta.load_policy(name)) for name in names}
+    """Return contenders for policies by name or path; one that steers a decay has AdamW's cells."""
+    found = {}
+    for name in names:
+        policy = optax_meta.load_policy(name)
+        steers_decay = "weight_decay" in policy.action_space.hyperparams
+        only = ("adamw",) if steers_decay else None
+        found[Path(name).stem] = contender(policy)._replace(optimizers=only)
+    return found
 
 
 def controllers(named: Iterable[str]) -> dict[str, Contender]:
@@ -112,7 +119,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--half", choices=HALVES, default="validation")
     parser.add_argument("--cells", nargs="*", choices=CELLS, help="some of the half's")
     parser.add_argument("--methods", nargs="*", choices=(*every, "none"), help="all by default")
-    parser.add_argument("--policies", nargs="*", default=["any-lr-v2"], help="names or paths")
+    parser.add_argument("--policies", nargs="*", default=list(SHIPPED), help="names or paths")
     parser.add_argument("--controllers", nargs="*", default=[], help="NAME=EXPRESSION")
     parser.add_argument("--seeds", type=int, help="3 by default, 1 with --fast")
     parser.add_argument("--steps", type=int, help="of every run, in place of the cells'")

@@ -62,7 +62,12 @@ def judged(
     kind, rate = known or best(sweep)
     schedule = Contender.from_schedule(kind)
     methods = {"sweep": _on_seeds(runs, kind, schedule, seeds, rate)}
-    for name, method in {**ours, **_asked(runs, wanted)}.items():
+    fitting = {
+        name: method
+        for name, method in ours.items()
+        if method.optimizers is None or runs.cell.optimizer in method.optimizers
+    }
+    for name, method in {**fitting, **_asked(runs, wanted)}.items():
         methods[name] = _on_seeds(runs, name, method, seeds)
     about = {}
     if not known:

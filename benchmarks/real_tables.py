@@ -22,6 +22,7 @@ SHOWN = (
     "moves of each matrix, best constant",
     "distance",
     "any-lr-v2",
+    "adamw-lr-wd-v2",
 )
 """Methods that the losses themselves are shown of."""
 
