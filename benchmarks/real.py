@@ -35,6 +35,7 @@ from frozen import contender
 from real_cells import CELLS
 from real_data import HALVES, MissingDataError
 from real_judging import (
+    BEST_MOVES,
     MOVES,
     SINGLE,
     Found,
@@ -114,7 +115,7 @@ def progress(parts: int) -> Iterator[tuple[Callable[[str], None], Callable[[], N
 
 def parsed() -> argparse.Namespace:
     """Read the command line."""
-    every = (*METHODS, MOVES, SINGLE)
+    every = (*METHODS, MOVES, BEST_MOVES, SINGLE)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--half", choices=HALVES, default="validation")
     parser.add_argument("--cells", nargs="*", choices=CELLS, help="some of the half's")
@@ -129,8 +130,10 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     if options.write and (options.cells or options.steps or options.fast):
         parser.error("--write is for all cells and steps of a half")
-    if options.fast and {MOVES, SINGLE} & set(options.methods or ()):
-        parser.error(f"`{MOVES}` and `{SINGLE}` are chosen by a sweep, which --fast leaves out")
+    if options.fast and {BEST_MOVES, SINGLE} & set(options.methods or ()):
+        parser.error(
+            f"`{BEST_MOVES}` and `{SINGLE}` are chosen by a sweep, which --fast leaves out"
+        )
     if options.methods is None:
         options.methods = list(FAST_METHODS if options.fast else every)
     options.seeds = options.seeds or (1 if options.fast else 3)
@@ -153,7 +156,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
             except MissingDataError as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
             advance()
-        if MOVES in options.methods:
+        if BEST_MOVES in options.methods:
             add_best_moves(found, options.seeds)
         if SINGLE in options.methods:
             add_best_single(found, options.seeds)

@@ -18,7 +18,7 @@ from optax_meta.meta.protocol import Contender
 LONGER = 4
 """So many times its steps the best schedule of a cell runs, to see what could be had."""
 SINGLE = "best single schedule"
-MOVES = "moves"
+MOVES, BEST_MOVES = "moves", "best moves"
 """Name of all methods that move by a share of the norm."""
 
 
@@ -54,7 +54,8 @@ def judged(
     Args:
         runs: of the cell.
         ours: methods by name.
-        wanted: names of rivals; `MOVES` for those that move by a share of the norm.
+        wanted: names of rivals; `MOVES` for those that move by a share of the norm, as a law
+            has it, `BEST_MOVES` for the shares that `add_best_moves` chooses from.
         seeds: how many are scored, from 0 on.
         known: the best schedule, where that is known; nothing is swept then.
     """
@@ -73,7 +74,7 @@ def judged(
     if not known:
         longer = runs._replace(steps=LONGER * runs.steps)
         about["longer"] = loss_of(longer, kind, rate)
-    shares = {k: _swept_shares(runs, k) for k in SHARE_KINDS} if MOVES in wanted else {}
+    shares = {k: _swept_shares(runs, k) for k in SHARE_KINDS} if BEST_MOVES in wanted else {}
     _forget_all_but(runs, schedule, *(moves(1.0, kind) for kind in SHARE_KINDS))
     return Found(runs, sweep, (kind, rate), shares, methods, about)
 
