@@ -24,7 +24,12 @@ OUTSIDE = [*NO_FILE, ".", "..", "x" * 300]
 
 @pytest.fixture(scope="module")
 def comparison():
-    return optax_meta.compare("quadratic", ["reinforce"], steps=20, seeds=2, learning_rate=1e-2)
+    def learning(steps, seed):  # however short the run
+        options = {"decision_interval": 1, "full_steps": 0.0}
+        return optax_meta.reinforce(total_steps=steps, seed=seed, **options)
+
+    methods = {"reinforce": learning}
+    return optax_meta.compare("quadratic", methods, steps=20, seeds=2, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,8 @@ def _update(
     lead = _lead(setting, metrics, wanted, moves, given)
     before = state.values[1] * first / jnp.where(state.values[0] == 0.0, first, state.values[0])
     decaying = _decaying(setting, metrics, wanted)
-    kept = before * decaying / jnp.where(state.last[5] > 0.0, state.last[5], decaying)
+    change = jnp.where(state.last[5] > 0.0, decaying / jnp.maximum(state.last[5], 1e-30), 1.0)
+    kept = before * change
     decay = _calibrated_decay(setting, metrics, hyperparams, kept, lead, decaying)
     leading = {**hyperparams, RATE: own, **decay}
     decided, controller_state = controller.update(metrics, state.controller_state, leading)
