@@ -60,7 +60,7 @@ def main() -> None:
     """Run what is missing, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
+    seeds: int = parser.parse_args().seeds
     sys.path.insert(0, str(EXAMPLES))
     programs = json.loads(OUT.read_text())["programs"] if OUT.exists() else {}
     for name, figure in FIGURES.items():
