@@ -1,6 +1,6 @@
 """PPO on gymnax's CartPole, against the linear fall that PPO is used with.
 
-pip install gymnax six && python examples/ppo.py
+`pip install gymnax six && python examples/ppo.py`
 """
 
 import argparse
