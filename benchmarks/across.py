@@ -40,13 +40,14 @@ POLICY = "any-lr-v2"
 RUNS, LAST = 20, 5
 SMALLER = 4
 METHODS = ("across", "tuned", "narrow")
-CHOSEN = ("tune-adamw", "lstm-rmsprop", "lora-adamw", "actor-rmsprop")
+CHOSEN = ("tune-adamw", "lstm-rmsprop", "lora-adamw", "actor-rmsprop", "invaders-adamw")
 """The first two chose how this is done; the others chose nothing here."""
 NARROW: dict[str, Any] = {
     "tune-adamw": partial(tuned_whole, "tune-narrow", "validation", CNN((4, 8), 24), 32),
     "lstm-rmsprop": partial(text, "lstm-narrow", "validation", LSTM(32), 16, 32),
     "lora-adamw": partial(tuned_adapters, "lora-narrow", "reported", MLP((80, 40, 10)), 32),
     "actor-rmsprop": partial(games, "actor-narrow", "reported", ActorCritic(4, 16), 8),
+    "invaders-adamw": partial(games, "invaders-narrow", "validation", ActorCritic(3, 24, 4), 8),
 }
 """The same a quarter as wide."""
 

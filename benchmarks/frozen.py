@@ -116,4 +116,5 @@ def holding(policy: optax_meta.Policy) -> optax_meta.Policy:
         wrappers=policy.wrappers,
         dense_steps=policy.dense_steps,
         num_decisions=policy.num_decisions,
+        hidden_sizes=policy.network.hidden_sizes,
     )

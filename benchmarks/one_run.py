@@ -153,7 +153,7 @@ class Training(NamedTuple):
 
 def written_to(path: Path) -> optax_meta.writers.Writer:
     """Return what writes rows to a file, with the names of the policy's actions."""
-    return optax_meta.writers.jsonl(path, labels=optax_meta.learned(POLICY).action_labels)
+    return optax_meta.writers.jsonl(path, controller=optax_meta.learned(POLICY))
 
 
 def checkpoints(folder: Path, setting: Setting) -> ocp.CheckpointManager:

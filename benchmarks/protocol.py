@@ -198,10 +198,12 @@ def policies(names: list[str]) -> dict[str, Contender]:
     loaded = {Path(name).stem: optax_meta.load_policy(name) for name in names}
     found = {name: contender(policy) for name, policy in loaded.items()}
     for name, policy in loaded.items():
-        for label, changed in (
-            (f"{name}, no horizon", settings(policy, horizon_is_known=False)),
-            (f"wrappers of {name} alone (hold)", settings(holding(policy))),
-        ):
+        others = {f"{name}, no horizon": settings(policy, horizon_is_known=False)}
+        alone = settings(holding(policy))
+        # A policy that only holds is that already.
+        if any(map(np.any, jax.tree.leaves(policy.params))):
+            others[f"wrappers of {name} alone (hold)"] = alone
+        for label, changed in others.items():
             found[label] = found[name]._replace(settings=changed)
     return found
 

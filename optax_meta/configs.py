@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -131,6 +131,37 @@ def to_config(controller: Controller) -> dict[str, Any]:
     if _replaced(controller, origin):
         config[_INTERVAL] = _plain(_INTERVAL, controller.decision_interval)
     return config
+
+
+class Card(NamedTuple):
+    """What is worth knowing of the controller of a run that has been recorded.
+
+    Attributes:
+        action_labels: names of its actions; empty without a policy.
+        features: names of what its policy observes; likewise.
+        config: what makes it again; None for one of the user's own.
+    """
+
+    action_labels: tuple[str, ...]
+    features: tuple[str, ...]
+    config: dict[str, Any] | None
+
+
+def card_of(controller: Controller) -> Card:
+    """Return what is worth knowing of a controller.
+
+    Args:
+        controller: any.
+
+    Example:
+        >>> print(card_of(optax_meta.plateau(factor=0.5)).config)
+        {'controller': 'plateau', 'factor': 0.5}
+    """
+    try:
+        config = to_config(controller)
+    except ValueError:
+        config = None
+    return Card(controller.action_labels, controller.features, config)
 
 
 def _mapping(name: str, value: object) -> dict[str, Any]:

@@ -366,9 +366,11 @@ def test_a_policy_trained_anew_or_inside_other_wrappers_is_run_again():
     policy = optax_meta.load_policy("any-lr-v2")
     changed = frozen.changed(policy, {"trust_region.max_share": 0.1})
     rewrapped = policy._replace(wrappers=dict(reversed(policy.wrappers.items())))
-    others = changed, rewrapped, policy._replace(dense_steps=10), frozen.holding(policy)
+    others = changed, rewrapped, policy._replace(dense_steps=10)
     prints = {frozen.contender(p).fingerprint for p in (policy, *others)}
-    assert len(prints) == 5
+    assert len(prints) == 4
+    # Its wrappers alone are of the same shape, and since it holds they are what it is.
+    assert frozen.contender(frozen.holding(policy)).fingerprint in prints
 
 
 def test_other_numbers_leave_wrappers_in_their_order():

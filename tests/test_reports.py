@@ -4,8 +4,11 @@ import html
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import made_up
 import numpy as np
+import optax
 import pytest
 
 import optax_meta
@@ -126,6 +129,48 @@ def test_a_single_run_and_its_truncated_last_line(folder, tmp_path):
     for title in ("How rewards went", "Which actions earned what", "took its last lesson at step"):
         assert title in page
     assert "<h2>Ranking" not in page
+
+
+def test_a_run_of_ones_own_says_what_steered_it(tmp_path):
+    """By the card beside its rows, which names actions that were never taken, too."""
+    controller = optax_meta.learned("any-lr-v2", total_steps=9)
+    tx = optax_meta.control_hyperparams(optax.sgd, controller)(0.1)
+    state, update = tx.init(x := jnp.ones(3)), jax.jit(tx.update)
+    with optax_meta.writers.jsonl(tmp_path / "mine.jsonl", controller=controller) as writer:
+        for value, progress in ((3.0, 0.0), (jnp.nan, 0.1), (2.0, jnp.nan)):
+            _, state = update(x, state, x, value=value, progress=progress)
+            writer.write(optax_meta.record(state))
+    result = method_result(
+        optax_meta.writers.read_rows(tmp_path / "mine.jsonl"),
+        optax_meta.writers.read_card(tmp_path / "mine.jsonl"),
+    )
+    assert (result.action_labels, result.features) == (
+        controller.action_labels,
+        controller.features,
+    )
+    assert result.config == optax_meta.to_config(controller)
+    assert cli.main(["report", str(tmp_path)]) == 0
+    page = html.unescape((tmp_path / "report.html").read_text())
+    check_page(page)
+    assert json.dumps(result.config) in page
+    assert "3 steps, 1 run, 1 not finite, 1 with a progress that was none" in page
+
+
+def test_a_card_of_another_controller_names_nothing(tmp_path):
+    """And one that is broken is told."""
+    policy = optax_meta.classic_reinforce(decision_interval=1)
+    tx = optax_meta.control_hyperparams(optax.adamw, policy)(0.1)
+    row = optax_meta.record(tx.update(jnp.ones(3), tx.init(jnp.ones(3)), value=1.0)[1])
+    with optax_meta.writers.jsonl(tmp_path / "a.jsonl") as writer:
+        writer.write(row)
+    card = tmp_path / "a.controller.json"
+    card.write_text('{"action_labels": ["up", "down"]}')
+    rows = optax_meta.writers.read_rows(tmp_path / "a.jsonl")
+    found = method_result(rows, optax_meta.writers.read_card(tmp_path / "a.jsonl")).action_labels
+    assert found == tuple(f"action {i}" for i in range(9))
+    card.write_text("{")
+    with pytest.raises(ValueError, match=r"a\.controller\.json` is no card of a controller"):
+        optax_meta.writers.read_card(tmp_path / "a.jsonl")
 
 
 def test_a_running_meta_training(log, tmp_path):

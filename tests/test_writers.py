@@ -76,8 +76,8 @@ def scalars_in(folder):
     return found
 
 
-def written(path, *records, labels=LABELS):
-    with writers.jsonl(path, labels=labels) as writer:
+def written(path, *records, controller=CONTROLLER):
+    with writers.jsonl(path, controller=controller) as writer:
         for rows in records:
             writer.write(rows)
     return path.read_text()
@@ -198,7 +198,7 @@ def test_at_steps_that_are_left_out_the_nearest_row_counts(run, tmp_path):
 
 
 def test_a_frame_has_a_row_a_step(run, tmp_path):
-    table = writers.frame(run, LABELS)
+    table = writers.frame(run, CONTROLLER)
     assert len(table) == STEPS
     assert {"value", "grad_norm", "learning_rate", "action", "p(hold)"} <= {*table.columns}
     np.testing.assert_array_equal(table.value, run.value)
@@ -209,8 +209,8 @@ def test_a_frame_has_a_row_a_step(run, tmp_path):
     assert table[~table.decided].action.isna().all()
     written(tmp_path / "steps.jsonl", run)
     for same in (
-        writers.frame([at(run, i) for i in range(STEPS)], LABELS),
-        writers.frame(tmp_path / "steps.jsonl", LABELS),
+        writers.frame([at(run, i) for i in range(STEPS)], CONTROLLER),
+        writers.frame(tmp_path / "steps.jsonl", CONTROLLER),
     ):
         assert same.equals(table)
 
@@ -225,7 +225,7 @@ def test_a_frame_of_several_runs_keeps_them_apart(run):
 
 
 def test_event_files_are_read_back(run, tmp_path):
-    with writers.tensorboard(tmp_path, labels=LABELS, prefix="controller/") as writer:
+    with writers.tensorboard(tmp_path, controller=CONTROLLER, prefix="controller/") as writer:
         writer.write(run)
     found = scalars_in(tmp_path)
     for i in range(STEPS):
@@ -302,7 +302,7 @@ def mlflow(monkeypatch):
 def test_wandb_gets_a_call_a_step(is_active, run, monkeypatch):
     wandb_run = Run()
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=wandb_run))
-    with writers.wandb(None if is_active else wandb_run, labels=LABELS) as writer:
+    with writers.wandb(None if is_active else wandb_run, controller=CONTROLLER) as writer:
         writer.write(run)
         writer.write(at(run, slice(2, 4)))  # wandb would drop them, with a warning each
     assert [step for step, _ in wandb_run.logged] == list(range(1, STEPS + 1))
@@ -320,7 +320,7 @@ def test_wandb_goes_on_where_the_run_is(run):
 @pytest.mark.parametrize("run_id", [None, "mine"])
 def test_mlflow_gets_each_step_once(run_id, run, mlflow):
     for rows in (at(run, slice(0, 6)), at(run, slice(4, None))):
-        with writers.mlflow(run_id, labels=LABELS) as writer:
+        with writers.mlflow(run_id, controller=CONTROLLER) as writer:
             writer.write(rows)
     logged = mlflow[run_id or "active"]
     assert [logged["value", i + 1] for i in range(STEPS)] == run.value.tolist()
@@ -339,7 +339,7 @@ def test_a_terminal_shows_what_happens(run, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with writers.console(2 * STEPS, labels=LABELS) as writer:
+    with writers.console(2 * STEPS, controller=CONTROLLER) as writer:
         for start in (0, 3, 6):
             writer.write(at(run, slice(start, start + 4)))
     last = sys.stderr.getvalue().rstrip().splitlines()[-2]
@@ -354,7 +354,7 @@ def test_in_a_narrow_terminal_the_row_gives_way_and_the_numbers_stay(run, monkey
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with writers.console(2 * STEPS, labels=LABELS) as writer:
+    with writers.console(2 * STEPS, controller=CONTROLLER) as writer:
         writer.write(run)
     last = sys.stderr.getvalue().rstrip().splitlines()[-2]
     assert f"loss {float(run.value[-1]):.4g} · learning" in last
@@ -422,7 +422,8 @@ def test_only_the_first_host_writes(run, tmp_path, monkeypatch):
     [
         (writers.jsonl, "`path` must be a file such as `run/steps.jsonl`"),
         (lambda folder: writers.jsonl(folder / "a.csv"), "`path` must be a file such as"),
-        (lambda folder: writers.jsonl("a.jsonl", labels="hold"), "`labels` must be names of"),
+        (lambda folder: writers.jsonl("a.jsonl", controller="hold"), "`controller` must be that"),
+        (lambda folder: writers.console(controller=LABELS), "`controller` must be that"),
         (lambda folder: writers.tensorboard(__file__), "`folder` must be a folder for events"),
         (lambda folder: writers.wandb("mine"), r"`run` must be what `wandb.init\(\)` returned"),
         (lambda folder: writers.mlflow(3), "`run_id` must be text"),
@@ -449,7 +450,7 @@ def test_no_active_run(monkeypatch):
 
 
 def test_rows_that_cannot_be_written(run, tmp_path):
-    writer = writers.jsonl(tmp_path / "a.jsonl", labels=LABELS)
+    writer = writers.jsonl(tmp_path / "a.jsonl", controller=CONTROLLER)
     batch = stacked(run)
     for rows, message in (
         ({"step": 1}, "`rows` must be what `optax_meta.record"),

@@ -8,12 +8,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 from optax_meta import writers
 from optax_meta.meta.evaluation import Comparison
 from optax_meta.recording import Row
 from optax_meta.reports import files, page
-from optax_meta.reports.rows import method_result
+from optax_meta.reports.rows import Run, method_result
 
 Read = Callable[[Path], list[Row]]
 """How the rows of a file are read."""
@@ -185,7 +186,8 @@ def _page_of_rows(rows: dict[Path, list[Row]], *, is_live: bool) -> str:
             # Both are called log.jsonl by someone: the columns say what they are.
             if len(rows) == 1 and "update" in found[0]:
                 return page.log_page(name, source.name, found, is_live=is_live)
-            results[source.name] = method_result(found, {})
+            card = cast("Run", writers.read_card(source))
+            results[source.name] = method_result(found, card)
     return page.run_page(name, results, is_live=is_live)
 
 

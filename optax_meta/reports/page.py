@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from optax_meta.meta.evaluation import Comparison, MethodResult
 from optax_meta.recording import Row
 from optax_meta.reports import charts
@@ -81,8 +83,9 @@ def run_page(name: str, results: Mapping[str, MethodResult], *, is_live: bool = 
             title=f"{'Run' if is_one else 'Runs'}: {name}",
             verdict=f"{next(iter(sizes.values()))}." if is_one else f"{len(results)} runs.",
             pictures=list(run_pictures(shown)),
-            setting=list(sizes.items()),
-            note=f"Made from the rows of {'this file' if is_one else 'these files'} alone.",
+            setting=[*sizes.items(), *_configs(shown)],
+            note=f"Made from the rows of {'this file' if is_one else 'these files'}. "
+            "A config makes the controller again, by optax_meta.from_config.",
             is_live=is_live,
         )
     )
@@ -90,7 +93,11 @@ def run_page(name: str, results: Mapping[str, MethodResult], *, is_live: bool = 
 
 def _size(result: MethodResult) -> str:
     seeds, steps = result.losses.shape
-    return f"{steps} steps, {seeds} {'run' if seeds == 1 else 'runs'}"
+    counted = {"not finite": "num_nonfinite", "with a progress that was none": "num_misread"}
+    # Counts grow over a run, and of its last step is what there was.
+    totals = {k: int(np.max(getattr(result.records, name))) for k, name in counted.items()}
+    told = "".join(f", {count} {what}" for what, count in totals.items() if count)
+    return f"{steps} steps, {seeds} {'run' if seeds == 1 else 'runs'}{told}"
 
 
 def log_page(name: str, file: str, rows: Sequence[Row], *, is_live: bool = False) -> str:

@@ -82,7 +82,7 @@ def method_result(rows: Sequence[Row], run: Run) -> MethodResult:
         losses=grid.fill("loss" if "loss" in rows[0] else "value"),
         records=Record(**fields),
         seconds=np.array(run.get("seconds", [])),
-        action_labels=tuple(run.get("action_labels", _labels(rows))),
+        action_labels=_labels(rows, run.get("action_labels", ())),
         features=tuple(run.get("features", ())),
         config=run.get("config"),
     )
@@ -254,11 +254,14 @@ class _Grid(NamedTuple):
         return Decision(*map(scatter, Decision._fields))  # type: ignore[arg-type] # numpy arrays
 
 
-def _labels(rows: list[Row]) -> tuple[str, ...]:
-    """Return the names of the actions that were taken; the others go by their number."""
+def _labels(rows: list[Row], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the actions that are known or were taken; others go by their number."""
+    count = max((len(row["probabilities"]) for row in rows if "probabilities" in row), default=0)
+    # Those of another controller name nothing here.
+    if count in (0, len(known)):
+        return tuple(known)
     # Rows hold all probabilities, but the name of the one action only.
     taken: dict[int, str] = {r["action"]: r["action_label"] for r in rows if "action_label" in r}
-    count = max((len(row["probabilities"]) for row in rows if "probabilities" in row), default=0)
     return tuple(taken.get(i, f"action {i}") for i in range(count))
 
 

@@ -7,6 +7,7 @@ One destination a file; the packages they need are optional and imported where t
 from optax_meta.writers.event_files import tensorboard as tensorboard
 from optax_meta.writers.json_lines import Follower as Follower
 from optax_meta.writers.json_lines import jsonl as jsonl
+from optax_meta.writers.json_lines import read_card as read_card
 from optax_meta.writers.json_lines import read_rows as read_rows
 from optax_meta.writers.live_line import console as console
 from optax_meta.writers.mlflow_run import mlflow as mlflow

@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optax_meta.base import Controller
 from optax_meta.recording import Row
 from optax_meta.writers.columns import scalars
 from optax_meta.writers.extras import import_extra
-from optax_meta.writers.writer import Writer
+from optax_meta.writers.writer import Writer, action_labels
 
 if TYPE_CHECKING:
     from tensorboardX import FileWriter
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def tensorboard(
     folder: str | os.PathLike[str],
     *,
-    labels: Sequence[str] = (),
+    controller: Controller | None = None,
     prefix: str = "",
     counter: str = "step",
 ) -> Writer:
@@ -32,7 +33,7 @@ def tensorboard(
 
     Args:
         folder: as for `tensorboard --logdir`.
-        labels: names of the actions, `controller.action_labels`.
+        controller: that of the run, which names its actions; None lets them go by their number.
         prefix: of all tags, for instance `"controller/"`.
         counter: the column that counts.
 
@@ -40,7 +41,7 @@ def tensorboard(
         A `Writer`.
 
     Raises:
-        ValueError: `folder` is a file.
+        ValueError: `folder` is a file, or `controller` none.
         ImportError: tensorboardX is not installed.
 
     Example:
@@ -52,7 +53,8 @@ def tensorboard(
         raise ValueError(f"`folder` must be a folder for events, got the file `{folder}`")
     # Asked for now, used from the first row on: what is missing shows before the run, not in it.
     import_extra("tensorboardX", "writers")
-    return Writer((_EventFiles(Path(folder), labels, prefix, counter), labels))
+    labels = action_labels(controller)
+    return Writer((_EventFiles(Path(folder), labels, prefix, counter), controller))
 
 
 class _EventFiles:

@@ -5,14 +5,16 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from optax_meta.base import Controller
+from optax_meta.configs import card_of
 from optax_meta.recording import Row
-from optax_meta.writers.writer import Writer
+from optax_meta.writers.writer import Writer, action_labels
 
 
 def jsonl(
-    path: str | os.PathLike[str], *, labels: Sequence[str] = (), counter: str = "step"
+    path: str | os.PathLike[str], *, controller: Controller | None = None, counter: str = "step"
 ) -> Writer:
     """Write rows as JSON lines, the file that `optax-meta report DIR` makes a page of.
 
@@ -23,15 +25,17 @@ def jsonl(
 
     Args:
         path: the file, `*.jsonl`; folders are made where there are none.
-        labels: names of the actions, `controller.action_labels`, for `action_label`.
+        controller: that of the run, which names the actions in `action_label`. With the first row
+            its config, and what its policy sees and does, are kept beside the file, in
+            `NAME.controller.json`, for the page.
         counter: the column that counts.
 
     Returns:
         A `Writer`.
 
     Raises:
-        ValueError: `path` is a folder or has another ending; from the first row, if the file holds
-            something else.
+        ValueError: `path` is a folder or has another ending, or `controller` is none; from the
+            first row, if the file holds something else.
 
     Example:
         >>> tx = optax_meta.control_hyperparams(optax.sgd, optax_meta.constant())(0.5)
@@ -44,7 +48,8 @@ def jsonl(
     path = Path(path)
     if path.suffix != ".jsonl" or path.is_dir():
         raise ValueError(f"`path` must be a file such as `run/steps.jsonl`, got `{path}`")
-    return Writer((_JsonLines(path, counter), labels))
+    action_labels(controller)
+    return Writer((_JsonLines(path, counter, controller), controller))
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -71,6 +76,51 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     if not rows:
         raise ValueError(f"`{path}` holds no complete row yet: read it again later")
     return rows
+
+
+def write_card(path: Path, controller: Controller) -> None:
+    """Keep what a controller is beside the rows of its run, in `NAME.controller.json`.
+
+    Args:
+        path: of the file with the rows.
+        controller: that of the run.
+    """
+    text = json.dumps(card_of(controller)._asdict(), indent=1, allow_nan=False)
+    _card_path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what `jsonl` kept of a run's controller beside its rows; empty where there is nothing.
+
+    Args:
+        path: of the file with the rows.
+
+    Returns:
+        "action_labels", "features" and "config", as `optax_meta.from_config` takes it or None.
+
+    Raises:
+        ValueError: the card is not JSON.
+
+    Example:
+        >>> controller, row = optax_meta.plateau(factor=0.5), {"step": 1, "value": 0.5}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/steps.jsonl"
+        ...     with optax_meta.writers.jsonl(path, controller=controller) as writer:
+        ...         writer.put([row])
+        ...     print(optax_meta.writers.read_card(path)["config"])
+        {'controller': 'plateau', 'factor': 0.5}
+    """
+    card = _card_path(Path(path))
+    try:
+        return json.loads(card.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"`{card}` is no card of a controller: remove it") from error
+
+
+def _card_path(path: Path) -> Path:
+    return path.with_suffix(".controller.json")
 
 
 class Follower:
@@ -142,8 +192,8 @@ class Follower:
 class _JsonLines:
     """A file in which no step stands twice."""
 
-    def __init__(self, path: Path, counter: str) -> None:
-        self.path, self.counter = path, counter
+    def __init__(self, path: Path, counter: str, controller: Controller | None) -> None:
+        self.path, self.counter, self.controller = path, counter, controller
         self.file: BinaryIO | None = None
         # What a file holds already is not known: ∞ makes the first row look for its place in it.
         self.last = math.inf
@@ -153,6 +203,8 @@ class _JsonLines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # In append mode every write lands at the end, wherever the reading below has stopped.
             self.file, self.last = self.path.open("a+b"), math.inf
+            if self.controller is not None:
+                write_card(self.path, self.controller)
         if rows[0][self.counter] <= self.last:
             self.file.truncate(self._end_before(self.file, rows[0][self.counter]))
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

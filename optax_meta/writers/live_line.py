@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optax_meta.base import Controller
 from optax_meta.checks import check_whole
 from optax_meta.recording import COLUMNS, Row
 from optax_meta.writers.extras import import_extra
-from optax_meta.writers.writer import Writer
+from optax_meta.writers.writer import Writer, action_labels
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -22,7 +23,7 @@ _WIDE = 110
 def console(
     total_steps: int | None = None,
     *,
-    labels: Sequence[str] = (),
+    controller: Controller | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> Writer:
     """Show the run in one live line on standard error; needs rich.
@@ -32,14 +33,14 @@ def console(
 
     Args:
         total_steps: length of the run, ≥ 1; None where it is not known.
-        labels: names of the actions, `controller.action_labels`.
+        controller: that of the run, which names its actions; None lets them go by their number.
         folder: where the run's files are; after Ctrl-C the line names its page.
 
     Returns:
         A `Writer`.
 
     Raises:
-        ValueError: `total_steps` is below 1.
+        ValueError: `total_steps` is below 1, or `controller` is none.
         ImportError: rich is not installed.
 
     Example:
@@ -48,8 +49,9 @@ def console(
     """
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
+    action_labels(controller)
     import_extra("rich", "writers")
-    return Writer((_LiveLine(total_steps, None if folder is None else Path(folder)), labels))
+    return Writer((_LiveLine(total_steps, None if folder is None else Path(folder)), controller))
 
 
 class _LiveLine:

@@ -4,14 +4,17 @@ import math
 import time
 from collections.abc import Sequence
 
+from optax_meta.base import Controller
 from optax_meta.recording import Row
 from optax_meta.writers.columns import scalars
 from optax_meta.writers.extras import import_extra
 from optax_meta.writers.tracker import Tracker
-from optax_meta.writers.writer import Writer
+from optax_meta.writers.writer import Writer, action_labels
 
 
-def mlflow(run_id: str | None = None, *, labels: Sequence[str] = (), prefix: str = "") -> Writer:
+def mlflow(
+    run_id: str | None = None, *, controller: Controller | None = None, prefix: str = ""
+) -> Writer:
     """Log numbers to a run of MLflow, with their steps.
 
     Stacked rows go in batches. Rows at steps that the run has already are left out: it cannot
@@ -19,14 +22,14 @@ def mlflow(run_id: str | None = None, *, labels: Sequence[str] = (), prefix: str
 
     Args:
         run_id: of the run; None for the active one.
-        labels: names of the actions, `controller.action_labels`.
+        controller: that of the run, which names its actions; None lets them go by their number.
         prefix: of all names, for instance `"controller/"`.
 
     Returns:
         A `Writer`, which does not end the run.
 
     Raises:
-        ValueError: `run_id` is no text, or None and no run is active.
+        ValueError: `run_id` is no text, or None and no run is active; or `controller` is none.
         ImportError: mlflow is not installed.
 
     Example:
@@ -36,6 +39,7 @@ def mlflow(run_id: str | None = None, *, labels: Sequence[str] = (), prefix: str
     """
     if not isinstance(run_id, str | None):
         raise ValueError(f"`run_id` must be text, `run.info.run_id`, got {run_id!r}")
+    labels = action_labels(controller)
     run_id = _active_run_id() if run_id is None else run_id
     client = import_extra("mlflow", "mlflow").MlflowClient()
     metric = import_extra("mlflow.entities", "mlflow").Metric
@@ -54,7 +58,7 @@ def mlflow(run_id: str | None = None, *, labels: Sequence[str] = (), prefix: str
         ]
         client.log_batch(run_id, metrics=metrics)
 
-    return Writer((Tracker(next_step, send), labels))
+    return Writer((Tracker(next_step, send), controller))
 
 
 def _active_run_id() -> str:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from optax_meta.base import Controller
 from optax_meta.recording import Record, Row, flatten
 from optax_meta.writers.columns import columns
 from optax_meta.writers.extras import import_extra
 from optax_meta.writers.json_lines import read_rows
+from optax_meta.writers.writer import action_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,13 +19,13 @@ if TYPE_CHECKING:
 _Records = Record | Sequence[Record] | str | os.PathLike[str]
 
 
-def frame(records: _Records, labels: Sequence[str] = ()) -> "pd.DataFrame":
+def frame(records: _Records, controller: Controller | None = None) -> "pd.DataFrame":
     """Return a run as a table, one row a step; needs pandas.
 
     Args:
         records: stacked rows, leading axes [T] or for several runs [S, T]; a list of single rows;
             or the path of a file that `jsonl` wrote.
-        labels: names of the actions, `controller.action_labels`.
+        controller: that of the run, which names its actions; None lets them go by their number.
 
     Returns:
         Columns `step`, `value`, `cost`, `grad_norm`, `alignment`, one for each hyperparameter,
@@ -32,7 +34,7 @@ def frame(records: _Records, labels: Sequence[str] = ()) -> "pd.DataFrame":
         `observation(0)`, …, missing where no decision was taken; for several runs `seed`.
 
     Raises:
-        ValueError: `records` is none of these.
+        ValueError: `records` is none of these, or `controller` none.
         ImportError: pandas is not installed.
 
     Example:
@@ -41,6 +43,7 @@ def frame(records: _Records, labels: Sequence[str] = ()) -> "pd.DataFrame":
         >>> optax_meta.writers.frame(optax_meta.record(state)).learning_rate.tolist()
         [0.5]
     """
+    labels = action_labels(controller)
     pandas = import_extra("pandas", "writers")
     table = pandas.DataFrame([dict(columns(row, labels)) for row in _rows(records, labels)])
     # Most steps take no action: as floats, which nan would make of them, indices index nothing.

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from optax_meta.base import Controller
 from optax_meta.recording import Row
 from optax_meta.writers.columns import scalars
 from optax_meta.writers.extras import import_extra
 from optax_meta.writers.tracker import Tracker
-from optax_meta.writers.writer import Writer
+from optax_meta.writers.writer import Writer, action_labels
 
 
 class _Run(Protocol):
@@ -18,21 +19,23 @@ class _Run(Protocol):
     def log(self, data: dict[str, float], step: int | None = None) -> None: ...
 
 
-def wandb(run: _Run | None = None, *, labels: Sequence[str] = (), prefix: str = "") -> Writer:
+def wandb(
+    run: _Run | None = None, *, controller: Controller | None = None, prefix: str = ""
+) -> Writer:
     """Log numbers to a run of Weights & Biases, with their steps.
 
     Rows at steps that the run has passed are left out: it cannot change them.
 
     Args:
         run: from `wandb.init()`; None for the active one.
-        labels: names of the actions, `controller.action_labels`.
+        controller: that of the run, which names its actions; None lets them go by their number.
         prefix: of all names, for instance `"controller/"`.
 
     Returns:
         A `Writer`, which does not finish the run.
 
     Raises:
-        ValueError: `run` is something else, or None is active.
+        ValueError: `run` is something else, None is active, or `controller` is none.
         ImportError: `run` is None and wandb is not installed.
 
     Example:
@@ -42,6 +45,7 @@ def wandb(run: _Run | None = None, *, labels: Sequence[str] = (), prefix: str = 
         ...     writer.put([{"step": 1, "value": 0.5}])
         1 {'value': 0.5}
     """
+    labels = action_labels(controller)
     active = import_extra("wandb", "wandb").run if run is None else run
     if not callable(getattr(active, "log", None)):
         raise ValueError(
@@ -53,4 +57,4 @@ def wandb(run: _Run | None = None, *, labels: Sequence[str] = (), prefix: str = 
         for row in rows:
             active.log(dict(scalars(row, labels, prefix)), step=row["step"])
 
-    return Writer((Tracker(lambda: active.step, send), labels))
+    return Writer((Tracker(lambda: active.step, send), controller))

@@ -6,6 +6,7 @@ from typing import Protocol, Self
 
 import jax
 
+from optax_meta.base import Controller
 from optax_meta.recording import Record, Row, flatten
 
 
@@ -21,6 +22,26 @@ class Destination(Protocol):
         ...
 
 
+def action_labels(controller: Controller | None) -> tuple[str, ...]:
+    """Return the names of a controller's actions, none without one.
+
+    Raises:
+        ValueError: it is no `Controller`.
+
+    >>> optax_meta.writers.writer.action_labels("hold")
+    Traceback (most recent call last):
+    ValueError: `controller` must be that of the run, ... got 'hold'
+    """
+    if controller is None:
+        return ()
+    if not isinstance(controller, Controller):
+        raise ValueError(
+            "`controller` must be that of the run, as `control_hyperparams` gets it, got "
+            f"{controller!r}"
+        )
+    return controller.action_labels
+
+
 class Writer:
     """Takes the rows of a run, as they come, and passes them on.
 
@@ -30,25 +51,19 @@ class Writer:
     one writes.
 
     Attributes:
-        outlets: pairs of a destination and the names of the actions. A destination is any object
-            with `put(rows)`, rows as `flatten` makes them, and `close(stopped=…)`, where `stopped`
-            says whether Ctrl-C ended the run.
+        outlets: pairs of a destination and the controller whose actions its rows name, or None. A
+            destination is any object with `put(rows)`, rows as `flatten` makes them, and
+            `close(stopped=…)`, where `stopped` says whether Ctrl-C ended the run.
 
     Example:
         >>> with optax_meta.writers.console(total_steps=100) as writer:
         ...     writer.put([{"step": 1, "value": 0.5, "learning_rate": 1e-3}])
     """
 
-    outlets: tuple[tuple[Destination, tuple[str, ...]], ...]
+    outlets: tuple[tuple[Destination, Controller | None], ...]
 
-    def __init__(self, *outlets: tuple[Destination, Sequence[str]]) -> None:
-        for _, labels in outlets:
-            # A string is a sequence of strings too: "hold" would name four actions.
-            if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-                raise ValueError(
-                    f"`labels` must be names of actions, `controller.action_labels`, got {labels!r}"
-                )
-        self.outlets = tuple((destination, tuple(labels)) for destination, labels in outlets)
+    def __init__(self, *outlets: tuple[Destination, Controller | None]) -> None:
+        self.outlets = outlets
 
     def write(self, rows: Record) -> None:
         """Write one row, or rows stacked along a leading axis [T].
@@ -62,10 +77,11 @@ class Writer:
         if jax.process_index() > 0:
             return
         # Writers that were joined mostly share their labels: flattened once for each set of these.
-        flat = {labels: flatten(rows, labels) for labels in {labels for _, labels in self.outlets}}
+        named = [(destination, action_labels(of)) for destination, of in self.outlets]
+        flat = {labels: flatten(rows, labels) for labels in {labels for _, labels in named}}
         if any("seed" in row for rows_of_run in flat.values() for row in rows_of_run):
             raise ValueError("`rows` must be of one run: write each of a batch by itself")
-        for destination, labels in self.outlets:
+        for destination, labels in named:
             if flat[labels]:
                 destination.put(flat[labels])
 

@@ -12,7 +12,7 @@ import optax
 
 from optax_meta.base import Controller
 from optax_meta.checks import check_whole, chosen
-from optax_meta.configs import from_config, to_config
+from optax_meta.configs import card_of, from_config
 from optax_meta.meta.evaluation import running
 from optax_meta.meta.evaluation.methods import METHODS, Method, Optimizer, name_of, steered_by
 from optax_meta.meta.evaluation.results import Comparison, Interrupted, MethodResult
@@ -185,17 +185,8 @@ def _gather(outcomes: Sequence[Outcome], controller: Controller) -> MethodResult
         losses=losses,
         records=records,
         seconds=np.array([outcome.seconds for outcome in outcomes]),
-        action_labels=controller.action_labels,
-        features=controller.features,
-        config=_config(controller),
+        **card_of(controller)._asdict(),
     )
-
-
-def _config(controller: Controller) -> dict[str, Any] | None:
-    try:
-        return to_config(controller)
-    except ValueError:  # one of the user's own
-        return None
 
 
 class _Ticker:
