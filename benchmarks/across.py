@@ -52,15 +52,16 @@ NARROW: dict[str, Any] = {
 """The same a quarter as wide."""
 
 
-def trained(cell: Cell, params: Any, seed: jax.Array) -> jax.Array:
+def trained(cell: Cell, task: Task, params: Any, seed: jax.Array) -> jax.Array:
     """Return the held-out loss of one run.
 
     Args:
-        cell: what is trained.
+        cell: how it is trained.
+        task: what is.
         params: of the policy.
         seed: of the run, uint32[].
     """
-    task, policy = cell.make(), optax_meta.load_policy(POLICY)._replace(params=params)
+    policy = optax_meta.load_policy(POLICY)._replace(params=params)
     controller = optax_meta.learned(policy, total_steps=cell.steps)
     tx = optax_meta.control_hyperparams(OPTIMIZERS[cell.optimizer], controller)()
     init_key, data_key = jax.random.split(jax.random.key(seed))
@@ -98,7 +99,8 @@ class Kept:
 def judged(cell: Cell, orders: int, folder: Path) -> dict[str, Any]:
     """Return the losses of a cell by method: a list for each order."""
     kept, first = Kept(folder / f"{cell.name}.jsonl"), optax_meta.load_policy(POLICY)
-    run = jax.jit(partial(trained, cell))
+    # Made out here: what a trace made would be kept, and lead out of it.
+    run = jax.jit(partial(trained, cell, cell.make()))
     losses: dict[str, list[list[float]]] = {name: [] for name in ("learned", *METHODS)}
     for order in range(orders):
         seeds = [np.uint32(1000 * (order + 1) + i) for i in range(RUNS)]

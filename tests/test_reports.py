@@ -160,7 +160,8 @@ def test_a_card_of_another_controller_names_nothing(tmp_path):
     """And one that is broken is told."""
     policy = optax_meta.classic_reinforce(decision_interval=1)
     tx = optax_meta.control_hyperparams(optax.adamw, policy)(0.1)
-    row = optax_meta.record(tx.update(jnp.ones(3), tx.init(jnp.ones(3)), value=1.0)[1])
+    state = tx.init(x := jnp.ones(3))
+    row = optax_meta.record(tx.update(x, state, x, value=1.0)[1])
     with optax_meta.writers.jsonl(tmp_path / "a.jsonl") as writer:
         writer.write(row)
     card = tmp_path / "a.controller.json"
