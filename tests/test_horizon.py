@@ -135,6 +135,22 @@ def test_a_traced_progress_is_clipped_and_counted():
     assert np.all(np.isfinite(rows.hyperparams["learning_rate"]))
 
 
+def test_with_an_axis_name_all_replicas_see_the_mean_progress():
+    """Each has counted its own tokens, and all must stay at one rate."""
+    rule = annealed(constant(), total_steps=None)
+    tx = control_hyperparams(optax.sgd, rule, axis_name="d")(1.0)
+
+    def step(state, passed):
+        return tx.update(X, state, X, value=1.0, progress=passed)[1]
+
+    state = jax.vmap(lambda _: tx.init(X))(jnp.arange(2))
+    for passed in ([0.0, 0.0], [0.1, 0.3], [0.2, 0.6]):
+        state = jax.vmap(step, axis_name="d")(state, jnp.float32(passed))
+        rows = jax.vmap(optax_meta.record)(state)
+        np.testing.assert_allclose(rows.progress, [np.mean(passed)] * 2, rtol=1e-6)
+    np.testing.assert_allclose(rows.hyperparams["learning_rate"], [0.6, 0.6], rtol=1e-6)
+
+
 def test_whoever_else_takes_the_loss_takes_progress():
     tx = falling()
     state = optax_meta.TrainState.create(apply_fn=None, params={"x": X}, tx=tx)
