@@ -14,8 +14,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ablation import NAMES, interval, log_losses, runs, stacked
 from frozen import settings
+from stacked_runs import NAMES, interval, log_losses, runs, stacked
 from validation_tasks import VALIDATION
 
 from optax_meta.meta.evaluation import library_versions

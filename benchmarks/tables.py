@@ -170,63 +170,7 @@ def other_optimizers_score() -> str:
     return score_table([read("other_optimizers")])
 
 
-def variants() -> str:
-    """Return other numbers of the wrappers, on the tier that may choose, by horizon."""
-    files = sorted(HERE.glob("wrappers-*.json"), key=lambda p: int(p.stem.split("-")[1]))
-    found = [{r["method"]: r for r in json.loads(path.read_text())["scores"]} for path in files]
-    names = dict.fromkeys(name for scores in found for name in scores)
-    columns = ["change"]
-    for scores in found:
-        steps = " and ".join(next(iter(scores.values()))["steps"])
-        columns += [f"{steps} steps", "within 10 %"]
-    rows = []
-    for name in names:
-        cells = [label(name)]
-        for scores in found:
-            row = scores.get(name)
-            cells += ["–", "–"] if row is None else [_ratio(row), f"{row['within_tenth']:.0%}"]
-        rows.append(cells)
-    return table(columns, rows)
-
-
-def _ratio(row: dict[str, Any]) -> str:
-    return f"{row['geometric_mean']:.2f} {within(row['geometric_interval'])}"
-
-
-def variants_by(field: str) -> str:
-    """Return what the policy as shipped has on that tier."""
-    files = sorted(HERE.glob("wrappers-*.json"), key=lambda p: int(p.stem.split("-")[1]))
-    found = [json.loads(path.read_text())["scores"] for path in files]
-    rows = [next(r for r in scores if r["method"] == "as it is") for scores in found]
-    values = dict.fromkeys(value for row in rows for value in row[field])
-    columns = (field, *(f"{' and '.join(row['steps'])} steps" for row in rows))
-    return table(columns, [(v, *(number(row[field].get(v)) for row in rows)) for v in values])
-
-
-# What the parts bring.
-
-
-def _error(row: dict[str, float] | None) -> str:
-    return "–" if row is None else f"{row['ratio']:.2f} ± {2.0 * row['standard_error']:.2f}"
-
-
-def without_parts() -> str:
-    """Return the loss without a part of the wrappers, under the policy and under holding."""
-    found = read("ablation")["loss_over_whole"]
-    rows = [(label("hold"), "–", _error(found["hold"]))]
-    for name in found:
-        if name.startswith("without "):
-            part = name.removeprefix("without ")
-            rows.append((label(part), _error(found[name]), _error(found.get(f"hold, {name}"))))
-    return table(("without", "the policy", "a policy that holds"), rows)
-
-
-def without_features() -> str:
-    """Return the loss where one feature is replaced by its mean, the most missed first."""
-    found = read("ablation")["loss_over_whole"]
-    features = {n: x for n, x in found.items() if "without " not in n and n != "hold"}
-    order = sorted(features.items(), key=lambda pair: -pair[1]["ratio"])
-    return table(("feature", "loss"), [(f"`{name}`", _error(row)) for name, row in order])
+# Learners.
 
 
 def learners() -> str:
@@ -414,11 +358,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "by_optimizer": lambda: split("optimizer"),
     "other_optimizers_score": other_optimizers_score,
     "other_optimizers": other_optimizers,
-    "variants": variants,
-    "variants_by_optimizer": lambda: variants_by("optimizer"),
-    "variants_by_task": lambda: variants_by("task"),
-    "without_parts": without_parts,
-    "without_features": without_features,
     "learners": learners,
     "learning": learning,
     "learning_starts": learning_starts,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ablation import interval, stacked
+from stacked_runs import interval, stacked
 
 import optax_meta
 from optax_meta import families
