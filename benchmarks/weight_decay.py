@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 GRID = (1e-4, 1e-2, 1e-1, 1.0, 10.0)
 STARTS = (1e-4, 1.0)
 HORIZONS = (300, 1000)
+LARGEST = 2.0
 
 
 def split(x: Any, y: Any, model: MLP, rows: int, loss: Callable[..., Any], key: jax.Array) -> Task:
@@ -152,6 +153,10 @@ def main() -> None:
     tier = TEST if options.tier == "test" else validation()
     base = optax_meta.load_policy("any-lr-v2")
     ours = {name: optax_meta.load_policy(name) for name in options.policies}
+    for name, policy in [*ours.items()]:
+        calibrated = {**policy.wrappers["calibrated"], "largest_decay": LARGEST}
+        wrappers = {**policy.wrappers, "calibrated": calibrated}
+        ours[f"{name}, largest_decay={LARGEST:g}"] = policy._replace(wrappers=wrappers)
     rows = []
     for task, make in tier.items():
         on_grid = final_losses(base, make, options.seeds)

@@ -241,6 +241,40 @@ def test_a_total_decay_forgets_the_starting_decay(start):
     np.testing.assert_allclose(blind.hyperparams["weight_decay"], start, rtol=1e-6)
 
 
+def test_decay_may_grow_where_examples_are_learned_by_heart():
+    """From a tenth of the first loss on, with the third power, up to the share that is allowed."""
+    space = actions.joint(*SPACE.moves, actions.scale("weight_decay", bounds=(1e-12, 1e6)))
+
+    def sums(losses, **options):
+        inside = optax_meta.init_policy(
+            jax.random.key(0),
+            encoder=observations.scale_free(weight_decay=True),
+            action_space=space,
+            wrappers={"calibrated": {**PLAIN, "total_decay": 1e-2, **options}},
+        )
+        controller = optax_meta.learned(inside, total_steps=40, decision_interval=1)
+        tx = optax_meta.control_hyperparams(optax.adamw, controller)(0.1, weight_decay=1.0)
+
+        def step(carry, loss):
+            x, state = carry
+            updates, state = tx.update(jnp.sign(x - 3.0), state, x, value=loss)
+            used = optax_meta.hyperparams(state)
+            return (optax.apply_updates(x, updates), state), used
+
+        x = jnp.linspace(0.5, 1.5, 8)
+        _, used = jax.jit(lambda c: jax.lax.scan(step, c, losses))((x, tx.init(x)))
+        return np.asarray(used["learning_rate"] * used["weight_decay"])[-1] * 40.0
+
+    falling, negative = jnp.float32([8.0] * 20 + [0.4] * 20), jnp.float32([8.0] * 20 + [-0.4] * 20)
+    np.testing.assert_allclose(sums(falling), 1e-2, rtol=1e-4)
+    np.testing.assert_allclose(sums(falling, largest_decay=5.0), 8e-2, rtol=1e-4)
+    np.testing.assert_allclose(sums(negative, largest_decay=5.0), 1e-2, rtol=1e-4)
+    learned = sums(jnp.where(falling < 1.0, 1e-3, falling), largest_decay=0.3)
+    assert 1e-2 < learned < 10.0  # a thousand times as much would be more than it may be
+    with pytest.raises(ValueError, match="`largest_decay` must be"):
+        optax_meta.calibrated(optax_meta.constant(), largest_decay=-1.0)
+
+
 def test_no_more_than_a_tenth_of_a_move_is_decay():
     space = actions.joint(*SPACE.moves, actions.scale("weight_decay", bounds=(1e-12, 1e6)))
     inside = optax_meta.init_policy(

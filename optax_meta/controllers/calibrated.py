@@ -15,7 +15,11 @@ from optax_meta.origins import keep_origin
 RATE, DECAY = "learning_rate", "weight_decay"
 _USUAL_DECAY = 1e-4
 _DECAY_OF_MOVE = 0.1
-"""No more of a move than this is decay."""
+"""No more of a move than this is decay, unless examples are learned by heart."""
+_BY_HEART, _STEEPNESS, _MOST = 0.1, 3.0, 1e3
+"""Below this share of the first loss decay grows with the third power of what is missing, up to so
+many times: in small tables that a network overfits, that settles between a tenth and a hundredth.
+"""
 _LARGEST_JUMP = 1e3
 """A rate changes by no more than this from one decision to the next, however little it moved."""
 _MEMORY = 0.99
@@ -48,7 +52,8 @@ class CalibratedState(NamedTuple):
             first step, float[3].
         last: the distance at the last decision, the average growth of its logarithm in a step, the
             factor that steps which are not finite left, that left by gradients which point back
-            along the way come, the mean cosine of the two, and what decays in a step, float32[6].
+            along the way come, the mean cosine of the two, what decays in a step, and the highest
+            loss so far, float32[7].
         unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
             older ones decayed, float32[2].
         controller_state: what the controller carries.
@@ -70,6 +75,7 @@ class _Calibration(NamedTuple):
     steps: int
     probe_rate: Number
     total_decay: Number
+    largest_decay: Number
     span: Number
 
 
@@ -83,6 +89,7 @@ def calibrated(
     steps: int = 20,
     probe_rate: Number = 1e-6,
     total_decay: Number = 0.0,
+    largest_decay: Number = _DECAY_OF_MOVE,
     span: Number = math.inf,
 ) -> Controller:
     """Count the learning rate in what moves the parameters by a share of the way ahead of them.
@@ -118,6 +125,10 @@ def calibrated(
             starting decay is forgotten, too; later it is what the controller made of that. It is
             less where it would be more than a tenth of a move, and at step 0 takes no more than a
             hundredth off the parameters. 0 for leaving it alone.
+        largest_decay: share of a move, ≥ 0, that decay may become where the training loss is below
+            a tenth of its highest and falls on: examples are learned by heart then, and what is
+            not in them is better forgotten. 2 for small tables; where the loss may vanish since
+            data have no noise, or begins far too high, this keeps it from getting there.
         span: the controller may move its own value by no more than this factor up or down, ≥ 1, so
             that what knows nothing yet cannot wander off; `math.inf` for as far as it likes.
 
@@ -146,6 +157,7 @@ def calibrated(
         length_power=length_power,
         probe_rate=probe_rate,
         total_decay=total_decay,
+        largest_decay=largest_decay,
     )
     check_number("span", span, 1.0)
     if RATE in controller.default_start:
@@ -157,7 +169,15 @@ def calibrated(
     if DECAY in controller.hyperparams and is_set(total_decay, 0.0):
         forgotten[DECAY] = _USUAL_DECAY
     setting = _Calibration(
-        controller, share, growing_share, length_power, steps, probe_rate, total_decay, span
+        controller,
+        share,
+        growing_share,
+        length_power,
+        steps,
+        probe_rate,
+        total_decay,
+        largest_decay,
+        span,
     )
     return controller._replace(
         init=partial(_init, setting),
@@ -179,7 +199,7 @@ def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
     start = jnp.where(start == 0.0, jnp.asarray(USUAL_RATE, start.dtype), start)
     values, last = (
         jnp.stack([start, start, start]),
-        jnp.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], jnp.float32),
+        jnp.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0], jnp.float32),
     )
     unit = jnp.zeros(2, jnp.float32)
     return CalibratedState(values, last, unit, setting.controller.init(hyperparams))
@@ -195,7 +215,7 @@ def _update(
     wanted = _share(setting, metrics, last[1]) * last[2] * last[3] * metrics.distance
     lead = _lead(setting, metrics, wanted, moves, given)
     before = state.values[1] * first / jnp.where(state.values[0] == 0.0, first, state.values[0])
-    decaying = _decaying(setting, metrics, wanted)
+    decaying = _decaying(setting, metrics, wanted, last[6])
     change = jnp.where(state.last[5] > 0.0, decaying / jnp.maximum(state.last[5], 1e-30), 1.0)
     kept = before * change
     decay = _calibrated_decay(setting, metrics, hyperparams, kept, lead, decaying)
@@ -223,8 +243,8 @@ def _own(state: CalibratedState, returned: jax.Array, given: jax.Array) -> jax.A
 
 
 def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
-    """Return what the next decision needs to know of this one, float32[6]."""
-    before, growth, kept, ahead, cosine, decaying = state.last
+    """Return what the next decision needs to know of this one, float32[7]."""
+    before, growth, kept, ahead, cosine, decaying, highest = state.last
     back = jnp.minimum(_RETURN**metrics.num_steps, 1.0 / _RETREAT)
     kept = jnp.where(metrics.saw_finite, jnp.minimum(back * kept, 1.0), kept)
     has_moved = (state.unit[1] > 0.0) | (metrics.num_moves > 0.0)
@@ -232,7 +252,8 @@ def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
     kept = jnp.where(~metrics.saw_finite & has_moved, retreated, kept)
     ahead, cosine = _ahead(metrics, ahead, cosine)
     growth = _growth(metrics, before, growth)
-    return jnp.stack([metrics.distance, growth, kept, ahead, cosine, decaying])
+    highest = jnp.maximum(highest, metrics.value)
+    return jnp.stack([metrics.distance, growth, kept, ahead, cosine, decaying, highest])
 
 
 def _ahead(metrics: Metrics, ahead: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -306,7 +327,9 @@ def _lead(
     return jnp.where(moves > 0.0, rate, blind).astype(given.dtype)
 
 
-def _decaying(setting: _Calibration, metrics: Metrics, wanted: jax.Array) -> jax.Array:
+def _decaying(
+    setting: _Calibration, metrics: Metrics, wanted: jax.Array, highest: jax.Array
+) -> jax.Array:
     """Return what share of the parameters decays in a step, float32[]; 0 where that is left alone.
 
     A move that is mostly decay would seem to be what the rate does: the lower that became, the
@@ -315,8 +338,20 @@ def _decaying(setting: _Calibration, metrics: Metrics, wanted: jax.Array) -> jax
     if not is_set(setting.total_decay, 0.0):
         return jnp.float32(0.0)
     scale = metrics.param_norm * metrics.update_rms / jnp.maximum(metrics.update_norm, 1e-30)
-    most = jnp.where(scale > 0.0, _DECAY_OF_MOVE * wanted / jnp.maximum(scale, 1e-30), jnp.inf)
-    return jnp.minimum(setting.total_decay * metrics.per_step, most)
+    share, more = jnp.float32(_DECAY_OF_MOVE), jnp.float32(1.0)
+    if is_set(setting.largest_decay, _DECAY_OF_MOVE):
+        may_grow = jnp.asarray(setting.largest_decay) > _DECAY_OF_MOVE
+        more = jnp.where(may_grow, _by_heart(metrics.value, highest), 1.0)
+        share = jnp.minimum(share * more, setting.largest_decay)
+    most = jnp.where(scale > 0.0, share * wanted / jnp.maximum(scale, 1e-30), jnp.inf)
+    return jnp.minimum(more * setting.total_decay * metrics.per_step, most)
+
+
+def _by_heart(value: jax.Array, highest: jax.Array) -> jax.Array:
+    """Return how many times as much may decay as where examples are not learned by heart yet."""
+    # A loss that is no longer above zero, such as a likelihood, says nothing of what is left.
+    left = jnp.where(value > 0.0, value / jnp.maximum(highest, 1e-30), 1.0)
+    return jnp.clip((_BY_HEART / jnp.maximum(left, 1e-10)) ** _STEEPNESS, 1.0, _MOST)
 
 
 def _calibrated_decay(
