@@ -153,7 +153,7 @@ def test_a_run_of_ones_own_says_what_steered_it(tmp_path):
     page = html.unescape((tmp_path / "report.html").read_text())
     check_page(page)
     assert json.dumps(result.config) in page
-    assert "3 steps, 1 run, 1 not finite, 1 with a progress that was none" in page
+    assert "3 steps, 1 run; steps not finite: 1; progress misread: 1" in page
 
 
 def test_a_card_of_another_controller_names_nothing(tmp_path):

@@ -78,14 +78,15 @@ def run_page(name: str, results: Mapping[str, MethodResult], *, is_live: bool = 
     sizes = {file: _size(result) for file, result in results.items()}
     is_one = len(results) == 1
     shown = {name if is_one else Path(file).stem: result for file, result in results.items()}
+    configs = list(_configs(shown))
+    again = " A config makes the controller again, by optax_meta.from_config." if configs else ""
     return _render(
         _Page(
             title=f"{'Run' if is_one else 'Runs'}: {name}",
             verdict=f"{next(iter(sizes.values()))}." if is_one else f"{len(results)} runs.",
             pictures=list(run_pictures(shown)),
-            setting=[*sizes.items(), *_configs(shown)],
-            note=f"Made from the rows of {'this file' if is_one else 'these files'}. "
-            "A config makes the controller again, by optax_meta.from_config.",
+            setting=[*sizes.items(), *configs],
+            note=f"Made from the rows of {'this file' if is_one else 'these files'}.{again}",
             is_live=is_live,
         )
     )
@@ -93,10 +94,10 @@ def run_page(name: str, results: Mapping[str, MethodResult], *, is_live: bool = 
 
 def _size(result: MethodResult) -> str:
     seeds, steps = result.losses.shape
-    counted = {"not finite": "num_nonfinite", "with a progress that was none": "num_misread"}
+    counted = {"steps not finite": "num_nonfinite", "progress misread": "num_misread"}
     # Counts grow over a run, and of its last step is what there was.
     totals = {k: int(np.max(getattr(result.records, name))) for k, name in counted.items()}
-    told = "".join(f", {count} {what}" for what, count in totals.items() if count)
+    told = "".join(f"; {what}: {count}" for what, count in totals.items() if count)
     return f"{steps} steps, {seeds} {'run' if seeds == 1 else 'runs'}{told}"
 
 

@@ -85,7 +85,8 @@ def write_card(path: Path, controller: Controller) -> None:
         path: of the file with the rows.
         controller: that of the run.
     """
-    text = json.dumps(card_of(controller)._asdict(), indent=1, allow_nan=False)
+    card = card_of(controller)._asdict()
+    text = json.dumps(card, indent=1, allow_nan=False, ensure_ascii=False)
     _card_path(path).write_text(text + "\n", encoding="utf-8")
 
 
