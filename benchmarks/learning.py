@@ -95,6 +95,7 @@ def of_task(name: str, kind: str, folder: Path, seeds: int) -> dict[str, Any]:
         excess[method] = [float(f"{max(x, 1e-9):.4g}") for x in losses - task.floor]
     print(name, kind, excess, flush=True)
     found = {"name": name, "optimizer": kind, "excess": excess}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))
     return found
 
