@@ -15,8 +15,8 @@ from run_tables import loops, no_horizon, one_run, one_run_kills, replanned, spi
 from wording import label, made_with, number, plus_minus, table, within
 
 HERE = Path(__file__).parent
-POLICY = "any-lr-v1"
-"""The first policy, which is gone: what was measured of it on small tasks stays."""
+FIRST = "any-lr-v1"
+"""The first policy, which is gone: what was measured of it elsewhere stays."""
 SHIPPED, WITH_DECAY = "any-lr-v2", "adamw-lr-wd-v2"
 
 
@@ -54,9 +54,9 @@ def real_networks() -> str:
     names = (
         "sweep",
         "prodigy + linear",
-        POLICY,
-        f"{POLICY}, no horizon",
-        f"reinforce({POLICY})",
+        FIRST,
+        f"{FIRST}, no horizon",
+        f"reinforce({FIRST})",
         "reinforce from nothing",
     )
     rows = [
@@ -68,7 +68,7 @@ def real_networks() -> str:
 
 def real_networks_three_seeds() -> str:
     """Return the means over three seeds."""
-    names = ("sweep", "prodigy + linear", POLICY)
+    names = ("sweep", "prodigy + linear", FIRST)
     rows = [
         (f"{c['network']}, {c['optimizer']}", *(number(c.get(name), 4) for name in names))
         for c in read("real_networks")["three_seeds"]
@@ -78,7 +78,7 @@ def real_networks_three_seeds() -> str:
 
 def real_networks_long() -> str:
     """Return held-out and training loss of runs that overfit."""
-    names = ("linear fall", "prodigy + linear", POLICY)
+    names = ("linear fall", "prodigy + linear", FIRST)
     rows = [
         (
             f"{c['network']}, {c['steps']} steps, linear fall from {c['at rate']:g}",
@@ -136,7 +136,7 @@ def horizons() -> str:
     columns = ("steps", "optimizers", "starts", "seeds", "oracle's seeds", "geometric mean", "IQM")
     rows = []
     for cut in cuts():
-        [row] = [row for row in cut["scores"] if row["method"] == POLICY]
+        [row] = [row for row in cut["scores"] if row["method"] == SHIPPED]
         rows.append(
             (
                 ", ".join(map(str, cut["horizons"])),

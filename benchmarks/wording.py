@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 # Names in the files that say less than a reader of a page needs.
 LABELS = {
-    "wrappers of any-lr-v1 alone (hold)": "the wrappers of any-lr-v1 alone",
     "reinforce from scratch": "reinforce from nothing, no wrappers",
     "sweep": "best of a sweep",
     "greedy": "GreedyLR's rule",

@@ -156,7 +156,15 @@ def first_samples(params: Tree) -> tuple[jax.Array, jax.Array]:
 
     Args:
         params: at the start of the run.
+
+    Raises:
+        ValueError: they are shapes without values.
     """
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        raise ValueError(
+            "this controller looks at the parameters that a run starts from, got shapes without "
+            "values: pass arrays to `init`, or ask for shapes by `jax.eval_shape(tx.init, params)`"
+        )
     sampled = sample(params)
     return jnp.stack([*[sampled] * 3, jnp.zeros_like(sampled)]), least_norm(params, sampled)
 

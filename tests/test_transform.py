@@ -164,6 +164,19 @@ def test_a_complex_parameter_moves_along_both_axes():
     np.testing.assert_allclose(state.controller_state[3], 1.0, rtol=1e-6)
 
 
+def test_shapes_without_values_start_no_run_that_looks_at_parameters():
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    tx = control_hyperparams(optax.sgd, optax_meta.distance(total_steps=9))()
+    with pytest.raises(ValueError, match=r"pass arrays to `init`, or ask for shapes by `jax\.eval"):
+        tx.init({"w": shape})
+    found = jax.eval_shape(tx.init, {"w": shape})
+    assert jax.tree.structure(found) == jax.tree.structure(tx.init({"w": jnp.ones(3)}))
+    plain = control_hyperparams(optax.sgd, optax_meta.plateau())(0.1)
+    assert float(optax_meta.hyperparams(plain.init({"w": shape}))["learning_rate"]) == np.float32(
+        0.1
+    )
+
+
 def test_with_an_axis_name_moves_are_those_of_each_device_and_gradients_are_averaged():
     def see(metrics, state, hyperparams):
         del state
