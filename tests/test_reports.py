@@ -169,9 +169,18 @@ def test_a_card_of_another_controller_names_nothing(tmp_path):
     rows = optax_meta.writers.read_rows(tmp_path / "a.jsonl")
     found = method_result(rows, optax_meta.writers.read_card(tmp_path / "a.jsonl")).action_labels
     assert found == tuple(f"action {i}" for i in range(9))
-    card.write_text("{")
-    with pytest.raises(ValueError, match=r"a\.controller\.json` is no card of a controller"):
-        optax_meta.writers.read_card(tmp_path / "a.jsonl")
+    for broken in ("{", "[]"):
+        card.write_text(broken)
+        with pytest.raises(ValueError, match=r"a\.controller\.json` is no card of a controller"):
+            optax_meta.writers.read_card(tmp_path / "a.jsonl")
+
+
+def test_a_file_of_something_else_gets_no_card(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"update": 1}\n')
+    writer = optax_meta.writers.jsonl(tmp_path / "a.jsonl", controller=optax_meta.plateau())
+    with writer, pytest.raises(ValueError, match="is no row with `step`"):
+        writer.put([{"step": 1}])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_running_meta_training(log, tmp_path):

@@ -17,9 +17,9 @@ _USUAL_DECAY = 1e-4
 _DECAY_OF_MOVE = 0.1
 """No more of a move than this is decay, unless examples are learned by heart."""
 _BY_HEART, _STEEPNESS, _MOST = 0.1, 3.0, 1e3
-"""Below this share of the first loss decay grows with the third power of what is missing, up to so
-many times: in small tables that a network overfits, that settles between a tenth and a hundredth.
-"""
+"""Below this share of the highest loss decay grows with the third power of what is missing, up to
+so many times: in small tables that a network overfits, that settles between a tenth and a
+hundredth."""
 _LARGEST_JUMP = 1e3
 """A rate changes by no more than this from one decision to the next, however little it moved."""
 _MEMORY = 0.99

@@ -54,7 +54,7 @@ def tensorboard(
     # Asked for now, used from the first row on: what is missing shows before the run, not in it.
     import_extra("tensorboardX", "writers")
     labels = action_labels(controller)
-    return Writer((_EventFiles(Path(folder), labels, prefix, counter), controller))
+    return Writer((_EventFiles(Path(folder), labels, prefix, counter), labels))
 
 
 class _EventFiles:

@@ -48,8 +48,7 @@ def jsonl(
     path = Path(path)
     if path.suffix != ".jsonl" or path.is_dir():
         raise ValueError(f"`path` must be a file such as `run/steps.jsonl`, got `{path}`")
-    action_labels(controller)
-    return Writer((_JsonLines(path, counter, controller), controller))
+    return Writer((_JsonLines(path, counter, controller), action_labels(controller)))
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -100,7 +99,7 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         "action_labels", "features" and "config", as `optax_meta.from_config` takes it or None.
 
     Raises:
-        ValueError: the card is not JSON.
+        ValueError: the card is no mapping in JSON.
 
     Example:
         >>> controller, row = optax_meta.plateau(factor=0.5), {"step": 1, "value": 0.5}
@@ -113,11 +112,14 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     card = _card_path(Path(path))
     try:
-        return json.loads(card.read_text(encoding="utf-8"))
+        found = json.loads(card.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(f"`{card}` is no card of a controller: remove it") from error
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"`{card}` is no card of a controller: remove it")
+    return found
 
 
 def _card_path(path: Path) -> Path:
@@ -200,14 +202,16 @@ class _JsonLines:
         self.last = math.inf
 
     def put(self, rows: Sequence[Row]) -> None:
+        is_opened = self.file is None
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # In append mode every write lands at the end, wherever the reading below has stopped.
             self.file, self.last = self.path.open("a+b"), math.inf
-            if self.controller is not None:
-                write_card(self.path, self.controller)
         if rows[0][self.counter] <= self.last:
             self.file.truncate(self._end_before(self.file, rows[0][self.counter]))
+        # Not before the file is known to be one of rows: else it is left as it is.
+        if is_opened and self.controller is not None:
+            write_card(self.path, self.controller)
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         self.file.write(text.encode())
         # A page may be made of the file while the run goes on.

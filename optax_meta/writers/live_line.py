@@ -49,9 +49,9 @@ def console(
     """
     if total_steps is not None:
         total_steps = check_whole("total_steps", total_steps)
-    action_labels(controller)
     import_extra("rich", "writers")
-    return Writer((_LiveLine(total_steps, None if folder is None else Path(folder)), controller))
+    line = _LiveLine(total_steps, None if folder is None else Path(folder))
+    return Writer((line, action_labels(controller)))
 
 
 class _LiveLine:

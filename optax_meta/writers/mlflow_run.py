@@ -58,7 +58,7 @@ def mlflow(
         ]
         client.log_batch(run_id, metrics=metrics)
 
-    return Writer((Tracker(next_step, send), controller))
+    return Writer((Tracker(next_step, send), labels))
 
 
 def _active_run_id() -> str:

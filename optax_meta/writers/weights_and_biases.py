@@ -57,4 +57,4 @@ def wandb(
         for row in rows:
             active.log(dict(scalars(row, labels, prefix)), step=row["step"])
 
-    return Writer((Tracker(lambda: active.step, send), controller))
+    return Writer((Tracker(lambda: active.step, send), labels))

@@ -51,18 +51,18 @@ class Writer:
     one writes.
 
     Attributes:
-        outlets: pairs of a destination and the controller whose actions its rows name, or None. A
-            destination is any object with `put(rows)`, rows as `flatten` makes them, and
-            `close(stopped=…)`, where `stopped` says whether Ctrl-C ended the run.
+        outlets: pairs of a destination and the names of the actions. A destination is any object
+            with `put(rows)`, rows as `flatten` makes them, and `close(stopped=…)`, where `stopped`
+            says whether Ctrl-C ended the run.
 
     Example:
         >>> with optax_meta.writers.console(total_steps=100) as writer:
         ...     writer.put([{"step": 1, "value": 0.5, "learning_rate": 1e-3}])
     """
 
-    outlets: tuple[tuple[Destination, Controller | None], ...]
+    outlets: tuple[tuple[Destination, tuple[str, ...]], ...]
 
-    def __init__(self, *outlets: tuple[Destination, Controller | None]) -> None:
+    def __init__(self, *outlets: tuple[Destination, tuple[str, ...]]) -> None:
         self.outlets = outlets
 
     def write(self, rows: Record) -> None:
@@ -77,11 +77,10 @@ class Writer:
         if jax.process_index() > 0:
             return
         # Writers that were joined mostly share their labels: flattened once for each set of these.
-        named = [(destination, action_labels(of)) for destination, of in self.outlets]
-        flat = {labels: flatten(rows, labels) for labels in {labels for _, labels in named}}
+        flat = {labels: flatten(rows, labels) for labels in {labels for _, labels in self.outlets}}
         if any("seed" in row for rows_of_run in flat.values() for row in rows_of_run):
             raise ValueError("`rows` must be of one run: write each of a batch by itself")
-        for destination, labels in named:
+        for destination, labels in self.outlets:
             if flat[labels]:
                 destination.put(flat[labels])
 
