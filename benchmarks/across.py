@@ -52,16 +52,17 @@ NARROW: dict[str, Any] = {
 """The same a quarter as wide."""
 
 
-def trained(cell: Cell, task: Task, params: Any, seed: jax.Array) -> jax.Array:
+def trained(cell: Cell, task: Task, base: Any, params: Any, seed: jax.Array) -> jax.Array:
     """Return the held-out loss of one run.
 
     Args:
         cell: how it is trained.
         task: what is.
-        params: of the policy.
+        base: a policy.
+        params: of another one like it, to use in place of its own.
         seed: of the run, uint32[].
     """
-    policy = optax_meta.load_policy(POLICY)._replace(params=params)
+    policy = base._replace(params=params)
     controller = optax_meta.learned(policy, total_steps=cell.steps)
     tx = optax_meta.control_hyperparams(OPTIMIZERS[cell.optimizer], controller)()
     init_key, data_key = jax.random.split(jax.random.key(seed))
@@ -98,9 +99,10 @@ class Kept:
 
 def judged(cell: Cell, orders: int, folder: Path) -> dict[str, Any]:
     """Return the losses of a cell by method: a list for each order."""
-    kept, first = Kept(folder / f"{cell.name}.jsonl"), optax_meta.load_policy(POLICY)
+    kept, runs = Kept(folder / f"{cell.name}.jsonl"), optax_meta.across_runs(POLICY)
+    first = runs.policy(runs.init(0))
     # Made out here: what a trace made would be kept, and lead out of it.
-    run = jax.jit(partial(trained, cell, cell.make()))
+    run = jax.jit(partial(trained, cell, cell.make(), first))
     losses: dict[str, list[list[float]]] = {name: [] for name in ("learned", *METHODS)}
     for order in range(orders):
         seeds = [np.uint32(1000 * (order + 1) + i) for i in range(RUNS)]
@@ -110,7 +112,7 @@ def judged(cell: Cell, orders: int, folder: Path) -> dict[str, Any]:
             return kept(f"{name}: {method}, seed {seed}", partial(run, policy.params, seed))
 
         losses["learned"].append([known("learned", seed, first) for seed in seeds])
-        losses["across"].append(_across(first, order, seeds, partial(known, "across")))
+        losses["across"].append(_across(runs, order, seeds, partial(known, "across")))
         # Minutes each, so of one order alone.
         copies = {"tuned": cell.make, "narrow": NARROW[cell.name]} if order == 0 else {}
         for method, make in copies.items():
@@ -120,8 +122,7 @@ def judged(cell: Cell, orders: int, folder: Path) -> dict[str, Any]:
     return {"name": cell.name, "half": cell.half, "steps": cell.steps, "losses": losses}
 
 
-def _across(first: Any, order: int, seeds: Any, known: Any) -> list[float]:
-    runs = optax_meta.across_runs(first)
+def _across(runs: Any, order: int, seeds: Any, known: Any) -> list[float]:
     state, losses = runs.init(order), []
     for number, seed in enumerate(seeds):
         policy = runs.ask(state) if number < RUNS - LAST else runs.policy(state)

@@ -5,17 +5,26 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from optax_meta import across_runs, actions, init_policy, observations
+from optax_meta import (
+    across_runs,
+    actions,
+    control_hyperparams,
+    init_policy,
+    learned,
+    load_policy,
+    observations,
+)
 
 LEVELS = tuple(2.0 ** (k / 2) for k in range(-4, 5))
 MOVES = actions.level("learning_rate", LEVELS), actions.level("weight_decay", LEVELS)
 ORDERED = {"action_space": actions.ordered(*MOVES), "hidden_sizes": ()}
 POLICY = init_policy(jax.random.key(0), encoder=observations.scale_free(), **ORDERED)
 RUNS = across_runs(POLICY)
-REACH = np.log(4.0)
+REACH = np.log(16.0)
 
 
 def shift_of(asked, policy=POLICY):
@@ -63,7 +72,8 @@ def test_only_what_is_asked_for_is_changed():
     asked = RUNS.ask(RUNS.init())
     head, first = (p.params["params"]["head"] for p in (asked, POLICY))
     np.testing.assert_array_equal(head["kernel"], first["kernel"])
-    assert asked._replace(params=None) == POLICY._replace(params=None)
+    narrow = across_runs(POLICY, span=1.0).ask(RUNS.init())
+    assert narrow._replace(params=None) == POLICY._replace(params=None)
     same = shift_of(RUNS.policy(RUNS.init()))
     np.testing.assert_array_equal(same, 0.0)
 
@@ -175,6 +185,39 @@ def test_any_network_with_ordered_actions_will_do():
     assert runs.shifts(state)[0] < 0.0
 
 
+def test_it_goes_further_than_the_policy_itself():
+    """Where four times the rate is not enough; the policy that comes of it does as it says."""
+    state = RUNS.init()
+    for _ in range(12):
+        asked = shifts_of_four(state)
+        state = tell_four(state, jnp.exp(-0.2 * asked[:, 0]), group=True)
+    policy, shift = RUNS.policy(state), float(RUNS.shifts(state)[0])
+    assert np.log(4.0) < shift <= REACH * 1.001
+    assert actions.factors(policy.action_space, "learning_rate").max() == 16.0
+    lived = across_runs("any-lr-v2")
+    policy = lived.policy(lived.init())
+    head = {**policy.params["params"]["head"], "bias": jnp.array([shift])}
+    policy = policy._replace(params={"params": {"head": head}})
+
+    def last_rate(policy):
+        controller = learned(policy, total_steps=400)
+        tx = control_hyperparams(optax.sgd, controller)()
+        params, slope = jnp.ones(3), jnp.ones(3)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(slope, state, params, value=jnp.sum(params))
+            # Neither moves by what it says, so that both see the same way.
+            return (params - 1e-3, state), updates
+
+        (_, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=30)
+        return state.hyperparams["learning_rate"]
+
+    rates = [last_rate(p) for p in (policy, load_policy("any-lr-v2"))]
+    # More than in proportion, since the same moves are taken for those of a higher rate.
+    assert rates[0] > 10.0 * rates[1]
+
+
 @pytest.mark.filterwarnings("ignore")  # Orbax's own
 def test_the_state_goes_through_a_checkpoint(tmp_path):
     state = told([1.0, 0.9, 1.1, 0.95], group=True)
@@ -198,6 +241,8 @@ ASKED = RUNS.ask(FIRST)
         (lambda: across_runs(3), "`policy` must be a Policy, a name or a path, got int"),
         (lambda: across_runs(POLICY, sigma=0.0), "`sigma` must be positive, got 0"),
         (lambda: across_runs(POLICY, sigma="wide"), "`sigma` must be a number ≥ 0, got 'wide'"),
+        (lambda: across_runs(POLICY, span=0.5), "`span` must be a number ≥ 1, got 0.5"),
+        (lambda: across_runs(POLICY, span=np.inf), "`span` must be finite, got inf"),
         (lambda: RUNS.init(-1), r"`seed` must be an integer in \[0, 2³²\), got -1"),
         (lambda: RUNS.tell(FIRST, ASKED, jnp.ones(2)), "`loss` must be a scalar, got"),
         (lambda: RUNS.tell(FIRST, 1.0, 1.0), "a policy must be one that was asked for, got float"),

@@ -27,3 +27,4 @@ from optax_meta.actions.spaces import labels as labels
 from optax_meta.actions.spaces import learning_rate as learning_rate
 from optax_meta.actions.spaces import levels as levels
 from optax_meta.actions.spaces import ordered as ordered
+from optax_meta.actions.spaces import wider as wider

@@ -190,6 +190,47 @@ def levels(
     return joint(level("learning_rate", factors, bounds=bounds))
 
 
+def wider(space: ActionSpace, span: float) -> ActionSpace:
+    """Add levels beyond the outermost ones, as far apart as the last two, up to a factor.
+
+    Args:
+        space: whose moves of levels reach further then; the others stay.
+        span: how far up and down, ≥ 1; levels that reach further already stay.
+
+    Returns:
+        An `ActionSpace` that holds wherever `space` does. A policy with a logit for each choice
+        does not fit it; one with `ordered` actions does.
+
+    Raises:
+        ValueError: `span` is not finite or below 1, or a move has a single level.
+
+    Example:
+        >>> space = ordered(level("learning_rate", (0.5, 1.0, 2.0)))
+        >>> wider(space, 4.0).moves[0].amounts
+        (0.25, 0.5, 1.0, 2.0, 4.0)
+    """
+    check_number("span", span, 1.0)
+    if not math.isfinite(span):
+        raise ValueError(f"`span` must be finite, got {span}")
+    moves = (_wider(move, span) if move.kind == "level" else move for move in space.moves)
+    return space._replace(moves=tuple(moves))
+
+
+def _wider(move: Move, span: float) -> Move:
+    inside = tuple(sorted(move.amounts))
+    if len(inside) < 2:  # noqa: PLR2004
+        raise ValueError(f"`{move.hyperparam}` has a single level: how far apart others lie?")
+    below = _further(inside[0], inside[0] / inside[1], 1.0 / span)
+    above = _further(inside[-1], inside[-1] / inside[-2], span)
+    return move._replace(amounts=(*reversed(below), *move.amounts, *above))
+
+
+def _further(last: float, ratio: float, end: float) -> list[float]:
+    """Return what follows `last` in a geometric row up to `end`, with some slack for rounding."""
+    count = math.floor(math.log(end / last) / math.log(ratio) + 1e-6)
+    return [last * ratio**k for k in range(1, count + 1)]
+
+
 def classic(
     factors: Sequence[float] = (0.5, 1.0, 2.0),
     increments: Sequence[float] = (-1e-5, 0.0, 1e-5),

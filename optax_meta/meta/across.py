@@ -79,7 +79,9 @@ class AcrossRuns(NamedTuple):
     row: Callable[[AcrossState], dict[str, float]]
 
 
-def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> AcrossRuns:
+def across_runs(
+    policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35, span: float = 16.0
+) -> AcrossRuns:
     """Learn from run to run of one workload: nightly trainings, folds, ablations.
 
     Each run follows a policy whose outputs are shifted by a little; how it ends teaches which shift
@@ -91,12 +93,16 @@ def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> A
         policy: what to start from: a `Policy`, the name of a shipped one or the path of a file;
             with an ordered action space, as `any-lr-v2` has.
         sigma: standard deviation of the first shifts, in nats, > 0.
+        span: how far levels may go from where they hold, as a factor up or down, ≥ 1. Whole runs
+            tell what one run cannot, so that this may be further than the policy itself goes;
+            where that goes further it stays.
 
     Returns:
         An `AcrossRuns`.
 
     Raises:
-        ValueError: `sigma` is not positive, or the policy has another kind of actions or network.
+        ValueError: `sigma` is not positive, `span` is out of range, or the policy has another kind
+            of actions or network.
 
     Source: G. E. P. Box and K. B. Wilson, "On the Experimental Attainment of Optimum Conditions",
     https://doi.org/10.1111/j.2517-6161.1951.tb00067.x, for the quadratic; F. Sehnke et al.,
@@ -121,6 +127,7 @@ def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> A
             "learning across runs needs a policy with an ordered action space: make its actions "
             "with `actions.ordered(…)`"
         )
+    policy = _wider(policy, span)
     return AcrossRuns(
         init=partial(_init, policy),
         ask=partial(_ask, policy, sigma),
@@ -130,6 +137,16 @@ def across_runs(policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35) -> A
         shifts=partial(_best, policy),
         row=partial(_row_of, policy),
     )
+
+
+def _wider(policy: Policy, span: float) -> Policy:
+    """Return the policy with levels, and room for them in its wrappers, up to a factor."""
+    wrappers = {name: dict(options) for name, options in policy.wrappers.items()}
+    for options in wrappers.values():
+        if "span" in options:
+            options["span"] = np.maximum(options["span"], span).item()
+    space = actions.wider(policy.action_space, span)
+    return policy._replace(action_space=space, wrappers=wrappers)
 
 
 def _init(policy: Policy, seed: int = 0) -> AcrossState:
@@ -151,7 +168,9 @@ def _ask(policy: Policy, sigma: float, state: AcrossState, index: int = 0) -> Po
     # A draw and its mirror image: what is even in the shift cancels out of what a pair tells.
     sign = 1.0 - 2.0 * (number % 2)
     width = sigma / jnp.sqrt(1.0 + 2 * pair / _SETTLING)
-    return _shifted(policy, best + width * sign * jax.random.normal(key, best.shape))
+    shift = best + width * sign * jax.random.normal(key, best.shape)
+    reach = _reach(policy)
+    return _shifted(policy, jnp.clip(shift, -reach, reach))
 
 
 def _tell(
@@ -248,9 +267,13 @@ def _best(policy: Policy, state: AcrossState) -> jax.Array:
     fit = fitted(variance)
     bend = jnp.maximum(fit[1 + moves :], _LEAST_CURVATURE)
     shift = -fit[1 : 1 + moves] / (2.0 * bend)
-    # No further than the choices reach.
-    reach = jnp.array([np.abs(actions.positions(move)).max() for move in policy.action_space.moves])
+    reach = _reach(policy)
     return jnp.clip(shift, -reach, reach)
+
+
+def _reach(policy: Policy) -> jax.Array:
+    """Return how far shifts may go at most, as choices do, float32[moves]."""
+    return jnp.array([np.abs(actions.positions(move)).max() for move in policy.action_space.moves])
 
 
 def _shifted(policy: Policy, shift: jax.Array) -> Policy:

@@ -98,6 +98,8 @@ def fine_tune(
     name = "given" if isinstance(given, Policy) else str(given)
     settings |= {"policy": f"{name} ({checkpoints.digest(policy)[:12]})"}
     claim(folder, settings, write=True)
+    # What is asked for differs from this one by its parameters alone.
+    policy = runs.policy(runs.init(0))
     trained = jax.jit(partial(_trained, policy, task, optimizer, steps, seed))
     show = progress or (lambda *_: None)
     state = _learned(runs, folder, groups, trained, show)
