@@ -218,7 +218,7 @@ def wider(space: ActionSpace, span: float) -> ActionSpace:
 
 def _wider(move: Move, span: float) -> Move:
     inside = tuple(sorted(move.amounts))
-    if len(inside) < 2:  # noqa: PLR2004
+    if len(inside) < 2:
         raise ValueError(f"`{move.hyperparam}` has a single level: how far apart others lie?")
     below = _further(inside[0], inside[0] / inside[1], 1.0 / span)
     above = _further(inside[-1], inside[-1] / inside[-2], span)

@@ -9,31 +9,17 @@ import jax.numpy as jnp
 
 from optax_meta.base import Controller, Hyperparams, State, check_wrapped
 from optax_meta.checks import Number, check_number, check_numbers, check_whole, is_set
+from optax_meta.controllers.decaying import DECAY_OF_MOVE, decay_at, decaying
+from optax_meta.controllers.way import Way, share_of_distance
 from optax_meta.metrics import USUAL_RATE, Metrics
 from optax_meta.origins import keep_origin
 
 RATE, DECAY = "learning_rate", "weight_decay"
 _USUAL_DECAY = 1e-4
-_DECAY_OF_MOVE = 0.1
-"""No more of a move than this is decay, unless examples are learned by heart."""
-_BY_HEART, _STEEPNESS, _MOST = 0.1, 3.0, 1e3
-"""Below this share of the highest loss decay grows with the third power of what is missing, up to
-so many times: in small tables that a network overfits, that settles between a tenth and a
-hundredth."""
 _LARGEST_JUMP = 1e3
 """A rate changes by no more than this from one decision to the next, however little it moved."""
 _MEMORY = 0.99
 """Decay, a step, of the average of what a unit rate moves: long against the noise of one step."""
-_USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
-"""Of the logarithm of the distance in a step: half of what c = 0.3 reached while all moves agree.
-Networks have it for some twenty steps; where it lasts longer the start was tiny."""
-_OVERSHOT, _SLACK, _CERTAIN, _LEAST_FACTOR, _SETTLING = 50.0, 0.01, 0.05, 0.03, 60
-"""The share falls as one over the square of the number of steps, after the first sixty, where the
-mean cosine of the gradient with the way come is -0.05 or less, as around an optimum that was
-passed, and less fast above; it rises from -0.01 on: in networks that still learn the cosine is
-within 0.003. Before, gradients turn about where nothing was passed."""
-_RECENT = 3.0
-"""That mean is over about the latest third of the steps: one cosine is mostly noise."""
 _RETREAT, _RETURN, _FURTHEST = 0.5, 1.2, 0.03
 """Where no step was finite the rate is halved: it may be too high. It comes back slowly, a step,
 since loss scaling skips steps that were not, but at a decision no slower than it went, and it never
@@ -50,10 +36,7 @@ class CalibratedState(NamedTuple):
     Attributes:
         values: the controller's own value, what was returned for it, and the own value before the
             first step, float[3].
-        last: the distance at the last decision, the average growth of its logarithm in a step, the
-            factor that steps which are not finite left, that left by gradients which point back
-            along the way come, the mean cosine of the two, what decays in a step, and the highest
-            loss so far, float32[7].
+        last: as in `_Last`, float32[7].
         unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
             older ones decayed, float32[2].
         controller_state: what the controller carries.
@@ -63,6 +46,32 @@ class CalibratedState(NamedTuple):
     last: jax.Array
     unit: jax.Array
     controller_state: State
+
+
+class _Last(NamedTuple):
+    """What a decision needs to know of the last one, float32[] each.
+
+    Attributes:
+        way: that was come, four numbers.
+        kept: the factor that steps which are not finite left.
+        decaying: what share of the parameters decays in a step.
+        highest: loss so far.
+    """
+
+    way: Way
+    kept: jax.Array
+    decaying: jax.Array
+    highest: jax.Array
+
+    @classmethod
+    def unpack(cls, packed: jax.Array) -> "_Last":
+        """Read what `pack` wrote."""
+        size = len(Way._fields)
+        return cls(Way(*packed[:size]), *packed[size:])
+
+    def pack(self) -> jax.Array:
+        """Return all numbers in one vector, float32[7]."""
+        return jnp.stack(jax.tree.leaves(self))
 
 
 class _Calibration(NamedTuple):
@@ -89,7 +98,7 @@ def calibrated(
     steps: int = 20,
     probe_rate: Number = 1e-6,
     total_decay: Number = 0.0,
-    largest_decay: Number = _DECAY_OF_MOVE,
+    largest_decay: Number = DECAY_OF_MOVE,
     span: Number = math.inf,
 ) -> Controller:
     """Count the learning rate in what moves the parameters by a share of the way ahead of them.
@@ -197,12 +206,9 @@ def _dense(controller: Controller, steps: int) -> Any:
 def _init(setting: _Calibration, hyperparams: Hyperparams) -> CalibratedState:
     start = hyperparams[RATE]
     start = jnp.where(start == 0.0, jnp.asarray(USUAL_RATE, start.dtype), start)
-    values, last = (
-        jnp.stack([start, start, start]),
-        jnp.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0], jnp.float32),
-    )
-    unit = jnp.zeros(2, jnp.float32)
-    return CalibratedState(values, last, unit, setting.controller.init(hyperparams))
+    values, unit = jnp.stack([start, start, start]), jnp.zeros(2, jnp.float32)
+    last = _Last(Way.unknown(), *map(jnp.float32, (1.0, 0.0, 0.0)))
+    return CalibratedState(values, last.pack(), unit, setting.controller.init(hyperparams))
 
 
 def _update(
@@ -210,16 +216,23 @@ def _update(
 ) -> tuple[Hyperparams, CalibratedState]:
     given, first, controller = hyperparams[RATE], state.values[2], setting.controller
     returned = controller.keep_in_bounds(RATE, state.values[1], state.values[1], metrics.bounds)
-    own, last = _own(state, returned, given), _last(metrics, state)
-    moves, unit = _unit(metrics, state.unit, given, last[2])
-    wanted = _share(setting, metrics, last[1]) * last[2] * last[3] * metrics.distance
+    own, before = _own(state, returned, given), _Last.unpack(state.last)
+    last = _after(before, metrics, has_moved=state.unit[1] > 0.0)
+    moves, unit = _unit(metrics, state.unit, given, last.kept)
+    shares = setting.share, setting.growing_share, setting.length_power
+    wanted = share_of_distance(last.way, metrics, *shares) * last.kept * metrics.distance
     lead = _lead(setting, metrics, wanted, moves, given)
-    before = state.values[1] * first / jnp.where(state.values[0] == 0.0, first, state.values[0])
-    decaying = _decaying(setting, metrics, wanted, last[6])
-    change = jnp.where(state.last[5] > 0.0, decaying / jnp.maximum(state.last[5], 1e-30), 1.0)
-    kept = before * change
-    decay = _calibrated_decay(setting, metrics, hyperparams, kept, lead, decaying)
-    leading = {**hyperparams, RATE: own, **decay}
+    total, largest = setting.total_decay, setting.largest_decay
+    last = last._replace(decaying=decaying(metrics, wanted, last.highest, total, largest))
+    leading = {**hyperparams, RATE: own}
+    if DECAY in hyperparams and is_set(total, 0.0):
+        was = state.values[1] * first / jnp.where(state.values[0] == 0.0, first, state.values[0])
+        change = last.decaying / jnp.maximum(before.decaying, 1e-30)
+        was = was * jnp.where(before.decaying > 0.0, change, 1.0)
+        dense: Any = _dense(controller, setting.steps)
+        is_first: Any = dense(metrics.step) if callable(dense) else metrics.step < dense
+        decay = hyperparams[DECAY]
+        leading[DECAY] = decay_at(lead, last.decaying, decay, was, metrics, is_first=is_first)
     decided, controller_state = controller.update(metrics, state.controller_state, leading)
     new = controller.keep_in_bounds(RATE, own, decided[RATE])
     if is_set(setting.span, math.inf):
@@ -228,8 +241,8 @@ def _update(
     level = jnp.where(unit[1] > 0.0, new / first, 1.0)
     value = jnp.where(metrics.is_over, given, (jnp.sign(first) * lead * level).astype(given.dtype))
     value = controller.keep_in_bounds(RATE, given, value, metrics.bounds)
-    values, last = jnp.stack([new, value, first]), last.at[5].set(decaying)
-    return {**decided, RATE: value}, CalibratedState(values, last, unit, controller_state)
+    values = jnp.stack([new, value, first])
+    return {**decided, RATE: value}, CalibratedState(values, last.pack(), unit, controller_state)
 
 
 def _own(state: CalibratedState, returned: jax.Array, given: jax.Array) -> jax.Array:
@@ -242,50 +255,16 @@ def _own(state: CalibratedState, returned: jax.Array, given: jax.Array) -> jax.A
     return jnp.where(is_own | (state.unit[1] == 0.0), own, changed)
 
 
-def _last(metrics: Metrics, state: CalibratedState) -> jax.Array:
-    """Return what the next decision needs to know of this one, float32[7]."""
-    before, growth, kept, ahead, cosine, decaying, highest = state.last
+def _after(last: _Last, metrics: Metrics, *, has_moved: jax.Array) -> _Last:
+    """Return what is known after the steps since the last decision."""
+    kept = last.kept
     back = jnp.minimum(_RETURN**metrics.num_steps, 1.0 / _RETREAT)
     kept = jnp.where(metrics.saw_finite, jnp.minimum(back * kept, 1.0), kept)
-    has_moved = (state.unit[1] > 0.0) | (metrics.num_moves > 0.0)
+    has_moved |= metrics.num_moves > 0.0
     retreated = jnp.maximum(_RETREAT * kept, _FURTHEST)
     kept = jnp.where(~metrics.saw_finite & has_moved, retreated, kept)
-    ahead, cosine = _ahead(metrics, ahead, cosine)
-    growth = _growth(metrics, before, growth)
-    highest = jnp.maximum(highest, metrics.value)
-    return jnp.stack([metrics.distance, growth, kept, ahead, cosine, decaying, highest])
-
-
-def _ahead(metrics: Metrics, ahead: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the factor that gradients which point back leave, and their cosine, float32[] each.
-
-    Around an optimum x*, where moves are noise, the mean of ⟨-g, x - x₀⟩ is -tr(HΣ) for curvature H
-    and the spread Σ of the positions: twice what the noise costs, which smaller moves would spare.
-    """
-    share = metrics.num_steps / jnp.maximum(metrics.step + 1, 1).astype(jnp.float32)
-    e_folds = -jnp.log1p(-jnp.minimum(share, 0.9))  # of the number of steps, since last asked
-    new = 1.0 - jnp.exp(-_RECENT * e_folds)
-    cosine = jnp.where(
-        metrics.num_moves > 0.0, cosine + new * (metrics.start_alignment - cosine), cosine
-    )
-    change = _OVERSHOT * e_folds * (jnp.clip(cosine, -_CERTAIN, _CERTAIN) + _SLACK)
-    changed = jnp.clip(ahead * jnp.exp(change), _LEAST_FACTOR, 1.0)
-    return jnp.where(metrics.step >= _SETTLING, changed, ahead), cosine
-
-
-def _share(setting: _Calibration, metrics: Metrics, growth: jax.Array) -> jax.Array:
-    """Return c for the growth of the distance and the length of the run, float32[]."""
-    is_growing = jnp.clip((growth - _USUAL_GROWTH) / _USUAL_GROWTH, 0.0, 1.0)
-    share = setting.share + (setting.growing_share - setting.share) * is_growing
-    return share * jnp.where(metrics.shortness > 0.0, metrics.shortness**setting.length_power, 1.0)
-
-
-def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array:
-    """Return the average growth of the logarithm of the distance in a step, float32[]."""
-    ratio = metrics.distance / jnp.maximum(before, 1e-30)
-    now = jnp.where(before > 0.0, jnp.log(jnp.maximum(ratio, 1.0)), 0.0)
-    left = _GROWTH_MEMORY**metrics.num_steps
-    return left * growth + (1.0 - left) * now / jnp.maximum(metrics.num_steps, 1.0)
+    highest = jnp.maximum(last.highest, metrics.value)
+    return _Last(last.way.after(metrics), kept, last.decaying, highest)
 
 
 def _unit(
@@ -325,55 +304,3 @@ def _lead(
     probe = jnp.minimum(setting.probe_rate, jnp.where(steepest > 0.0, steepest, jnp.inf))
     blind = jnp.where(metrics.step > 0, blind, jnp.minimum(used, probe))
     return jnp.where(moves > 0.0, rate, blind).astype(given.dtype)
-
-
-def _decaying(
-    setting: _Calibration, metrics: Metrics, wanted: jax.Array, highest: jax.Array
-) -> jax.Array:
-    """Return what share of the parameters decays in a step, float32[]; 0 where that is left alone.
-
-    A move that is mostly decay would seem to be what the rate does: the lower that became, the
-    more, and nothing would be learned.
-    """
-    if not is_set(setting.total_decay, 0.0):
-        return jnp.float32(0.0)
-    scale = metrics.param_norm * metrics.update_rms / jnp.maximum(metrics.update_norm, 1e-30)
-    share, more = jnp.float32(_DECAY_OF_MOVE), jnp.float32(1.0)
-    if is_set(setting.largest_decay, _DECAY_OF_MOVE):
-        may_grow = jnp.asarray(setting.largest_decay) > _DECAY_OF_MOVE
-        more = jnp.where(may_grow, _by_heart(metrics.value, highest), 1.0)
-        share = jnp.minimum(share * more, setting.largest_decay)
-    most = jnp.where(scale > 0.0, share * wanted / jnp.maximum(scale, 1e-30), jnp.inf)
-    return jnp.minimum(more * setting.total_decay * metrics.per_step, most)
-
-
-def _by_heart(value: jax.Array, highest: jax.Array) -> jax.Array:
-    """Return how many times as much may decay as where examples are not learned by heart yet."""
-    # A loss that is no longer above zero, such as a likelihood, says nothing of what is left.
-    left = jnp.where(value > 0.0, value / jnp.maximum(highest, 1e-30), 1.0)
-    return jnp.clip((_BY_HEART / jnp.maximum(left, 1e-10)) ** _STEEPNESS, 1.0, _MOST)
-
-
-def _calibrated_decay(
-    setting: _Calibration,
-    metrics: Metrics,
-    hyperparams: Hyperparams,
-    before: jax.Array,
-    rate: jax.Array,
-    decaying: jax.Array,
-) -> Hyperparams:
-    if DECAY not in hyperparams or not is_set(setting.total_decay, 0.0):
-        return {}
-    before, rate = (jnp.maximum(abs(x).astype(jnp.float32), 1e-30) for x in (before, rate))
-    decay = hyperparams[DECAY]
-    wanted = decaying / rate
-    dense = _dense(setting.controller, setting.steps)
-    is_first: Any = dense(metrics.step) if callable(dense) else metrics.step < dense
-    # The length of the run, if there is one, shows at the next step.
-    is_near = (metrics.step == 0) & (metrics.progress >= 0.0)
-    harmless = jnp.minimum(decay.astype(jnp.float32), _PROBE_RATIO / rate)
-    # What decays in a step stays, but for what the controller changes, while rates still rise.
-    kept = decay.astype(jnp.float32) * before / rate
-    later = jnp.where(metrics.progress > 0.0, kept, jnp.where(is_near, harmless, decay))
-    new = jnp.where(is_first & (metrics.progress > 0.0), wanted, later).astype(decay.dtype)
-    return {DECAY: jnp.where(metrics.is_over, decay, new)}

@@ -1,0 +1,89 @@
+"""What share of the distance a move should be, told by the way that parameters have come."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_meta.checks import Number
+from optax_meta.metrics import Metrics
+
+_USUAL_GROWTH, _GROWTH_MEMORY = 0.07, 0.95
+"""Of the logarithm of the distance in a step: half of what c = 0.3 reached while all moves agree.
+Networks have it for some twenty steps; where it lasts longer the start was tiny."""
+_OVERSHOT, _SLACK, _CERTAIN, _LEAST_FACTOR, _SETTLING = 50.0, 0.01, 0.05, 0.03, 60
+"""The share falls as one over the square of the number of steps, after the first sixty, where the
+mean cosine of the gradient with the way come is -0.05 or less, as around an optimum that was
+passed, and less fast above; it rises from -0.01 on: in networks that still learn the cosine is
+within 0.003. Before, gradients turn about where nothing was passed."""
+_RECENT = 3.0
+"""That mean is over about the latest third of the steps: one cosine is mostly noise."""
+
+
+class Way(NamedTuple):
+    """What is remembered of the way come, float32[] each.
+
+    Attributes:
+        distance: at the last decision.
+        growth: average growth of its logarithm in a step.
+        ahead: factor that gradients which point back along the way leave of the share.
+        cosine: mean cosine of the two.
+    """
+
+    distance: jax.Array
+    growth: jax.Array
+    ahead: jax.Array
+    cosine: jax.Array
+
+    @classmethod
+    def unknown(cls) -> "Way":
+        """Return what is known before the first step."""
+        return cls(*map(jnp.float32, (0.0, 0.0, 1.0, 0.0)))
+
+    def after(self, metrics: Metrics) -> "Way":
+        """Return the way as it is after the steps since the last decision."""
+        ahead, cosine = _ahead(metrics, self.ahead, self.cosine)
+        return Way(metrics.distance, _growth(metrics, self.distance, self.growth), ahead, cosine)
+
+
+def share_of_distance(
+    way: Way, metrics: Metrics, share: Number, growing_share: Number, length_power: Number
+) -> jax.Array:
+    """Return the root mean square of the next moves over the distance, float32[].
+
+    Args:
+        way: that was come.
+        metrics: of the steps since the last decision.
+        share: where the distance is known.
+        growing_share: where it still grows.
+        length_power: how both fall with the length of the run.
+    """
+    is_growing = jnp.clip((way.growth - _USUAL_GROWTH) / _USUAL_GROWTH, 0.0, 1.0)
+    share = share + (growing_share - share) * is_growing
+    shortness = metrics.shortness
+    return share * jnp.where(shortness > 0.0, shortness**length_power, 1.0) * way.ahead
+
+
+def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array:
+    """Return the average growth of the logarithm of the distance in a step, float32[]."""
+    ratio = metrics.distance / jnp.maximum(before, 1e-30)
+    now = jnp.where(before > 0.0, jnp.log(jnp.maximum(ratio, 1.0)), 0.0)
+    left = _GROWTH_MEMORY**metrics.num_steps
+    return left * growth + (1.0 - left) * now / jnp.maximum(metrics.num_steps, 1.0)
+
+
+def _ahead(metrics: Metrics, ahead: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the factor that gradients which point back leave, and their cosine, float32[] each.
+
+    Around an optimum x*, where moves are noise, the mean of ⟨-g, x - x₀⟩ is -tr(HΣ) for curvature H
+    and the spread Σ of the positions: twice what the noise costs, which smaller moves would spare.
+    """
+    share = metrics.num_steps / jnp.maximum(metrics.step + 1, 1).astype(jnp.float32)
+    e_folds = -jnp.log1p(-jnp.minimum(share, 0.9))  # of the number of steps, since last asked
+    new = 1.0 - jnp.exp(-_RECENT * e_folds)
+    cosine = jnp.where(
+        metrics.num_moves > 0.0, cosine + new * (metrics.start_alignment - cosine), cosine
+    )
+    change = _OVERSHOT * e_folds * (jnp.clip(cosine, -_CERTAIN, _CERTAIN) + _SLACK)
+    changed = jnp.clip(ahead * jnp.exp(change), _LEAST_FACTOR, 1.0)
+    return jnp.where(metrics.step >= _SETTLING, changed, ahead), cosine
