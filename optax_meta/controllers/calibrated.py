@@ -36,7 +36,7 @@ class CalibratedState(NamedTuple):
     Attributes:
         values: the controller's own value, what was returned for it, and the own value before the
             first step, float[3].
-        last: as in `_Last`, float32[7].
+        last: as in `_Last`, float32[10].
         unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
             older ones decayed, float32[2].
         controller_state: what the controller carries.
@@ -52,7 +52,7 @@ class _Last(NamedTuple):
     """What a decision needs to know of the last one, float32[] each.
 
     Attributes:
-        way: that was come, four numbers.
+        way: that was come, seven numbers.
         kept: the factor that steps which are not finite left.
         decaying: what share of the parameters decays in a step.
         highest: loss so far.
@@ -70,7 +70,7 @@ class _Last(NamedTuple):
         return cls(Way(*packed[:size]), *packed[size:])
 
     def pack(self) -> jax.Array:
-        """Return all numbers in one vector, float32[7]."""
+        """Return all numbers in one vector, float32[10]."""
         return jnp.stack(jax.tree.leaves(self))
 
 
@@ -108,9 +108,11 @@ def calibrated(
     rate of one moves them by, measured for any optimizer; and c the `share`. So the starting rate
     is forgotten, and a controller that holds follows the distance rule; one that halves its value
     moves half as far as that. Where gradients point back along the way come, so that the optimum
-    was passed and moves are noise around it, c falls. The very first update, before anything moved,
-    is a probe. The controller keeps its own value; what somebody else changes, a wrapper around
-    this one or `optax_meta.set_hyperparams`, the own value follows in proportion.
+    was passed and moves are noise around it, c falls. Where moves add up more than under a momentum
+    of 0.9, as Lion's do, c is lower in proportion; where less, as under plain SGD, higher. The very
+    first update, before anything moved, is a probe. The controller keeps its own value; what
+    somebody else changes, a wrapper around this one or `optax_meta.set_hyperparams`, the own value
+    follows in proportion.
 
     An optimizer that accumulates gradients must make its first move within five steps. Where all
     parameters start at zero, which tells no scale, their root mean square counts as 0.1.
