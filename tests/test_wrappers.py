@@ -653,10 +653,49 @@ def test_the_share_falls_where_moves_are_noise_around_an_optimum(curvature, is_s
     x = jnp.zeros(64)
     keys = jax.random.split(jax.random.key(0), 1000)
     (_, state), excess = jax.jit(lambda c: jax.lax.scan(step, c, keys))((x, tx.init(x)))
-    ahead = state.controller_state.controller_state.last[3]
+    ahead = state.controller_state.controller_state.last[2]
     assert ahead < 0.2 if is_settled else ahead == 1.0
     if is_settled:
         assert jnp.mean(excess[-100:]) < 0.5 * jnp.mean(excess[100:200])
+
+
+def moves_over_distance(factory, steps=200):
+    """Return the last moves' root mean square over the distance, under noise alone."""
+    controller = optax_meta.distance()
+    tx = optax_meta.control_hyperparams(factory, controller)()
+
+    def step(carry, key):
+        x, state = carry
+        grads = jax.random.normal(key, x.shape)
+        updates, state = tx.update(grads, state, x)
+        return (optax.apply_updates(x, updates), state), jnp.mean(jnp.square(updates))
+
+    x = jnp.ones(512)
+    keys = jax.random.split(jax.random.key(0), steps)
+    (_, state), squares = jax.jit(lambda c: jax.lax.scan(step, c, keys))((x, tx.init(x)))
+    squares = squares[-20:]
+    return jnp.sqrt(jnp.sum(squares) / jnp.sum(squares > 0.0)) / distance(state)
+
+
+def accumulating(learning_rate):
+    every = optax.MultiSteps(optax.sgd(learning_rate, momentum=0.9), 4)
+    return every.gradient_transformation()
+
+
+def test_moves_that_do_not_add_up_are_longer_and_those_that_do_shorter():
+    usual = 0.4 * (1 / 16) ** 0.25
+    momentum = moves_over_distance(partial(optax.sgd, momentum=0.9))
+    np.testing.assert_allclose(momentum, usual, rtol=0.1)
+    # Without momentum each move is all that its gradient does.
+    np.testing.assert_allclose(moves_over_distance(optax.sgd), 3.0 * usual, rtol=0.2)
+    np.testing.assert_allclose(moves_over_distance(accumulating, steps=600), usual, rtol=0.2)
+    heavy = moves_over_distance(partial(optax.sgd, momentum=0.98), steps=600)
+    np.testing.assert_allclose(heavy, usual * 5.0 / (1.98 / 0.02) ** 0.5, rtol=0.25)
+
+
+def test_before_sixty_moves_nobody_knows_how_they_add_up():
+    early = moves_over_distance(optax.sgd, steps=60)
+    np.testing.assert_allclose(early, 0.4 * (1 / 16) ** 0.25, rtol=0.1)
 
 
 def test_stages_are_calibrated_at_each_of_the_first_steps():
