@@ -158,6 +158,22 @@ def show(cell: dict[str, Any]) -> None:
         print(f"{cell['name']}: {name}: {np.exp(ratio.mean()):.3f} ({each})", flush=True)
 
 
+def write(folder: Path, orders: int = 3) -> None:
+    """Run all cells, print, and write `across.json` and the pages.
+
+    Args:
+        folder: where runs are kept.
+        orders: of seeds.
+    """
+    cells = []
+    for name in CHOSEN:
+        cells.append(judged(CELLS[name], orders, folder))
+        show(cells[-1])
+    results = {"policy": POLICY, "runs": RUNS, "last": LAST, "versions": library_versions()}
+    (HERE / "across.json").write_text(written(results | {"cells": cells}))
+    readme.write()
+
+
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -165,14 +181,10 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=HERE / "real" / "across")
     options = parser.parse_args()
-    cells = []
-    for name in options.cells or CHOSEN:
-        cells.append(judged(CELLS[name], options.orders, options.folder))
-        show(cells[-1])
+    for name in options.cells or ():
+        show(judged(CELLS[name], options.orders, options.folder))
     if not options.cells:
-        results = {"policy": POLICY, "runs": RUNS, "last": LAST, "versions": library_versions()}
-        (HERE / "across.json").write_text(written(results | {"cells": cells}))
-        readme.write()
+        write(options.folder, options.orders)
 
 
 if __name__ == "__main__":

