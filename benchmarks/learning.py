@@ -23,7 +23,6 @@ import across
 import jax
 import numpy as np
 import optax
-import readme
 from frozen import contender
 from real import written
 from real_cells import CELLS
