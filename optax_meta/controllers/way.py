@@ -21,6 +21,8 @@ _RECENT = 3.0
 _INCOHERENT, _COHERENT, _LEAST_COHERENCE = 3.0, 5.0, 0.3
 """Real networks under AdamW and momentum lie between the first two, whatever they are; plain SGD
 and RMSprop have 1.3, Lion comes to 14."""
+_LONGEST = 1e12
+"""No move and no way is longer than that many distances: their squares are added up."""
 
 
 class Way(NamedTuple):
@@ -32,7 +34,7 @@ class Way(NamedTuple):
         ahead: factor that gradients which point back along the way leave of the share.
         cosine: mean cosine of the two.
         num_moves: so far.
-        squares: sum over moves of their mean squares.
+        squares: sum over moves of their mean squares, in units of the squared distance.
         coherence: the most that there was after the first sixty moves; 0 before.
     """
 
@@ -53,9 +55,14 @@ class Way(NamedTuple):
         """Return the way as it is after the steps since the last decision."""
         ahead, cosine = _ahead(metrics, self.ahead, self.cosine)
         num_moves = self.num_moves + metrics.num_moves
-        squares = self.squares + metrics.num_moves * jnp.square(metrics.update_rms)
+        # In units of the distance, so that no scale of the parameters vanishes when squared.
+        unit = jnp.where(metrics.distance > 0.0, metrics.distance, 1.0)
+        move = jnp.minimum(metrics.update_rms / unit, _LONGEST)
+        squares = self.squares * jnp.square(self.distance / unit)
+        squares += metrics.num_moves * jnp.square(move)
         is_told = (num_moves >= _SETTLING) & (squares > 0.0)
-        coherence = jnp.maximum(self.coherence, _coherence(metrics, squares))
+        way = jnp.minimum(metrics.displacement / unit, _LONGEST)
+        coherence = jnp.maximum(self.coherence, _coherence(metrics, way, squares))
         return Way(
             distance=metrics.distance,
             growth=_growth(metrics, self.distance, self.growth),
@@ -86,13 +93,13 @@ def share_of_distance(
     return share * way.ahead * _in_all(way)
 
 
-def _coherence(metrics: Metrics, squares: jax.Array) -> jax.Array:
+def _coherence(metrics: Metrics, way: jax.Array, squares: jax.Array) -> jax.Array:
     """Return by how much moves add up, float32[]: 1 where none goes on with what others began.
 
     The way come over the root of the sum of squared moves; by its cosine ρ with the last move alone
     it would be √((1 + ρ)/(1 - ρ)), which tells of momentum where the way led back.
     """
-    by_way = metrics.displacement / jnp.maximum(jnp.sqrt(squares), 1e-30)
+    by_way = way / jnp.maximum(jnp.sqrt(squares), 1e-15)
     cosine = jnp.clip(metrics.persistence, -0.99, 0.99)
     by_momentum = jnp.sqrt((1.0 + cosine) / (1.0 - cosine))
     return jnp.maximum(by_way, jnp.minimum(by_momentum, _INCOHERENT))
