@@ -23,6 +23,7 @@ import across
 import jax
 import numpy as np
 import optax
+import readme
 from frozen import contender
 from real import written
 from real_cells import CELLS
@@ -137,6 +138,7 @@ def main() -> None:
     tasks = [of(name, kind) for name in VALIDATION for kind in OPTIMIZERS]
     results = {"seeds": options.seeds, "policy": POLICY, "versions": library_versions()}
     (HERE / "learning.json").write_text(written(results | {"cells": cells, "tasks": tasks}))
+    readme.write()
     across.write(options.folder / "across")
 
 

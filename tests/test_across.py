@@ -17,6 +17,7 @@ from optax_meta import (
     learned,
     load_policy,
     observations,
+    save_policy,
 )
 
 LEVELS = tuple(2.0 ** (k / 2) for k in range(-4, 5))
@@ -193,9 +194,12 @@ def test_it_goes_further_than_the_policy_itself():
         state = tell_four(state, jnp.exp(-0.2 * asked[:, 0]), group=True)
     policy, shift = RUNS.policy(state), float(RUNS.shifts(state)[0])
     assert np.log(4.0) < shift <= REACH * 1.001
-    assert actions.factors(policy.action_space, "learning_rate").max() == 16.0
-    lived = across_runs("any-lr-v2")
-    policy = lived.policy(lived.init())
+    np.testing.assert_allclose(actions.factors(policy.action_space, "learning_rate").max(), 16.0)
+    shipped = across_runs("any-lr-v2")
+    policy = shipped.policy(shipped.init())
+    # Wrappers leave as much room above the highest level as they did.
+    np.testing.assert_allclose(policy.wrappers["calibrated"]["span"], 16.0)
+    np.testing.assert_allclose(policy.wrappers["trust_region"]["max_share"], 8.0)
     head = {**policy.params["params"]["head"], "bias": jnp.array([shift])}
     policy = policy._replace(params={"params": {"head": head}})
 
@@ -216,6 +220,42 @@ def test_it_goes_further_than_the_policy_itself():
     rates = [last_rate(p) for p in (policy, load_policy("any-lr-v2"))]
     # More than in proportion, since the same moves are taken for those of a higher rate.
     assert rates[0] > 10.0 * rates[1]
+
+
+@pytest.mark.parametrize("name", ["any-lr-v2", "adamw-lr-wd-v2"])
+@pytest.mark.parametrize("span", [1.0, 16.0, 1000.0])
+def test_a_policy_that_goes_further_can_be_saved(name, span, tmp_path):
+    runs = across_runs(name, span=span)
+    policy = runs.policy(runs.init())
+    save_policy(policy, tmp_path / "wide.policy")
+    saved = load_policy(tmp_path / "wide.policy")
+    assert saved.action_space == policy.action_space
+    assert saved.wrappers == policy.wrappers
+    spaces = [p.action_space for p in (policy, load_policy(name))]
+    # The decay's levels stay: 16 times the rate is for the rate.
+    assert [s.moves[1:] for s in spaces] == [spaces[1].moves[1:]] * 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ((0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0, 4.0)),
+        ((2.0, 1.0, 1.0, 0.5), (0.25, 2.0, 1.0, 1.0, 0.5, 4.0)),
+        ((1.0, 2.0), (1.0, 2.0, 4.0)),
+        ((0.5, 1.0), (0.25, 0.5, 1.0)),
+        ((1.0,), (1.0,)),
+        ((0.1, 1.0, 10.0), (0.1, 1.0, 10.0)),
+        ((0.25, 1.0, 4.0), (0.25, 1.0, 4.0)),
+    ],
+)
+def test_levels_go_on_as_they_lie(inside, expected):
+    space = actions.ordered(actions.level("learning_rate", inside), MOVES[1])
+    wide = actions.wider(space, "learning_rate", 4.0)
+    np.testing.assert_allclose(wide.moves[0].amounts, expected)
+    assert wide.moves[1] == space.moves[1]
+    assert wide.spread == space.spread
+    steps = actions.learning_rate()
+    assert actions.wider(steps, "learning_rate", 4.0) == steps
 
 
 @pytest.mark.filterwarnings("ignore")  # Orbax's own
@@ -241,8 +281,9 @@ ASKED = RUNS.ask(FIRST)
         (lambda: across_runs(3), "`policy` must be a Policy, a name or a path, got int"),
         (lambda: across_runs(POLICY, sigma=0.0), "`sigma` must be positive, got 0"),
         (lambda: across_runs(POLICY, sigma="wide"), "`sigma` must be a number ≥ 0, got 'wide'"),
-        (lambda: across_runs(POLICY, span=0.5), "`span` must be a number ≥ 1, got 0.5"),
-        (lambda: across_runs(POLICY, span=np.inf), "`span` must be finite, got inf"),
+        (lambda: across_runs("any-lr-v2", span=0.5), "`span` must be a number ≥ 1, got 0.5"),
+        (lambda: across_runs("any-lr-v2", span="wide"), "`span` must be a number ≥ 1, got 'wide'"),
+        (lambda: across_runs("any-lr-v2", span=np.inf), "`span` must be at most 1000, got inf"),
         (lambda: RUNS.init(-1), r"`seed` must be an integer in \[0, 2³²\), got -1"),
         (lambda: RUNS.tell(FIRST, ASKED, jnp.ones(2)), "`loss` must be a scalar, got"),
         (lambda: RUNS.tell(FIRST, 1.0, 1.0), "a policy must be one that was asked for, got float"),

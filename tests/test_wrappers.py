@@ -37,6 +37,9 @@ def calibrating(steps=8, **options):
     return {"calibrated": {"steps": steps, **PLAIN, **options}}
 
 
+DECAYED = ("learning_rate", "weight_decay")
+
+
 def distance(state):
     return Statistics.unpack(state.statistics).distance.estimate
 
@@ -239,6 +242,20 @@ def test_a_total_decay_forgets_the_starting_decay(start):
     np.testing.assert_allclose(rate[1:] * decay[1:] * 40.0, 0.02, rtol=1e-4)
     blind, _, _ = train(inside, 0.1, factory=factory)
     np.testing.assert_allclose(blind.hyperparams["weight_decay"], start, rtol=1e-6)
+    late, _, _ = train(inside, 0.1, steps=80, total_steps=40, factory=factory)
+    np.testing.assert_array_equal(late.hyperparams["weight_decay"][40:], decay[-1])
+
+
+def test_numbers_of_twice_the_precision_leave_the_state_as_it_is():
+    options = {"share": np.float64(0.3), "total_decay": np.float64(1.0)}
+    controller = calibrated(optax_meta.constant(hyperparams=DECAYED), **options)
+    with jax.enable_x64(True):
+        tx = optax_meta.control_hyperparams(optax.adamw, controller)()
+        x = jnp.ones(3, jnp.float32)
+        state = tx.init(x)
+        _, after = tx.update(x, state, x, value=jnp.float32(1.0))
+    dtypes = [[leaf.dtype for leaf in jax.tree.leaves(tree)] for tree in (after, state)]
+    assert dtypes[0] == dtypes[1]
 
 
 def test_decay_may_grow_where_examples_are_learned_by_heart():
@@ -659,10 +676,9 @@ def test_the_share_falls_where_moves_are_noise_around_an_optimum(curvature, is_s
         assert jnp.mean(excess[-100:]) < 0.5 * jnp.mean(excess[100:200])
 
 
-def moves_over_distance(factory, steps=200):
+def moves_over_distance(factory, steps=200, controller=None):
     """Return the last moves' root mean square over the distance, under noise alone."""
-    controller = optax_meta.distance()
-    tx = optax_meta.control_hyperparams(factory, controller)()
+    tx = optax_meta.control_hyperparams(factory, controller or optax_meta.distance())()
 
     def step(carry, key):
         x, state = carry
@@ -691,6 +707,13 @@ def test_moves_that_do_not_add_up_are_longer_and_those_that_do_shorter():
     np.testing.assert_allclose(moves_over_distance(accumulating, steps=600), usual, rtol=0.2)
     heavy = moves_over_distance(partial(optax.sgd, momentum=0.98), steps=600)
     np.testing.assert_allclose(heavy, usual * 5.0 / (1.98 / 0.02) ** 0.5, rtol=0.25)
+
+
+def test_a_stage_that_begins_late_counts_what_was_come_before_once():
+    """Two stages of one rule are that rule, whose moves stand for all that were before."""
+    late = optax_meta.join([optax_meta.distance(), optax_meta.distance()], [300])
+    share = moves_over_distance(partial(optax.sgd, momentum=0.9), steps=500, controller=late)
+    np.testing.assert_allclose(share, 0.4 * (1 / 16) ** 0.25, rtol=0.15)
 
 
 def test_before_sixty_moves_nobody_knows_how_they_add_up():

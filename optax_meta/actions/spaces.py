@@ -21,6 +21,9 @@ from optax_meta.actions.moves import (
 from optax_meta.base import Bounds, Hyperparams
 from optax_meta.checks import check_number
 
+_LARGEST_LEVEL = 1e3
+"""As for all factors of a move."""
+
 
 class ActionSpace(NamedTuple):
     """What a policy may do in one decision.
@@ -190,38 +193,43 @@ def levels(
     return joint(level("learning_rate", factors, bounds=bounds))
 
 
-def wider(space: ActionSpace, span: float) -> ActionSpace:
-    """Add levels beyond the outermost ones, as far apart as the last two, up to a factor.
+def wider(space: ActionSpace, hyperparam: str, span: float) -> ActionSpace:
+    """Add levels of a hyperparameter beyond the outermost ones, as far apart as the last two.
 
     Args:
-        space: whose moves of levels reach further then; the others stay.
-        span: how far up and down, ≥ 1; levels that reach further already stay.
+        space: what to choose from so far.
+        hyperparam: whose levels reach further then. There are no more of them below where none lies
+            below 1, nor above where none lies above; nothing changes where it has no levels.
+        span: how far up and down, as a factor in [1, 1000]; levels that reach further stay.
 
     Returns:
         An `ActionSpace` that holds wherever `space` does. A policy with a logit for each choice
         does not fit it; one with `ordered` actions does.
 
     Raises:
-        ValueError: `span` is not finite or below 1, or a move has a single level.
+        ValueError: `span` is out of range.
 
     Example:
         >>> space = ordered(level("learning_rate", (0.5, 1.0, 2.0)))
-        >>> wider(space, 4.0).moves[0].amounts
+        >>> wider(space, "learning_rate", 4.0).moves[0].amounts
         (0.25, 0.5, 1.0, 2.0, 4.0)
     """
     check_number("span", span, 1.0)
-    if not math.isfinite(span):
-        raise ValueError(f"`span` must be finite, got {span}")
-    moves = (_wider(move, span) if move.kind == "level" else move for move in space.moves)
+    if not span <= _LARGEST_LEVEL:
+        raise ValueError(f"`span` must be at most {_LARGEST_LEVEL:g}, got {span}")
+    moves = [
+        _wider(move, float(span)) if (move.hyperparam, move.kind) == (hyperparam, "level") else move
+        for move in space.moves
+    ]
     return space._replace(moves=tuple(moves))
 
 
 def _wider(move: Move, span: float) -> Move:
-    inside = tuple(sorted(move.amounts))
-    if len(inside) < 2:
-        raise ValueError(f"`{move.hyperparam}` has a single level: how far apart others lie?")
-    below = _further(inside[0], inside[0] / inside[1], 1.0 / span)
-    above = _further(inside[-1], inside[-1] / inside[-2], span)
+    inside, below, above = sorted(set(move.amounts)), [], []
+    if len(inside) > 1 and inside[0] < 1.0:
+        below = _further(inside[0], inside[0] / inside[1], 1.0 / span)
+    if len(inside) > 1 and inside[-1] > 1.0:
+        above = _further(inside[-1], inside[-1] / inside[-2], span)
     return move._replace(amounts=(*reversed(below), *move.amounts, *above))
 
 

@@ -52,7 +52,7 @@ def decay_at(
     *,
     is_first: jax.Array,
 ) -> jax.Array:
-    """Return the weight decay at a learning rate, float[].
+    """Return the weight decay at a learning rate, float[]; after the end of the run, the same.
 
     Args:
         rate: that comes next.
@@ -69,7 +69,8 @@ def decay_at(
     # What decays in a step stays, but for what the controller changes, while rates still rise.
     kept = decay.astype(jnp.float32) * before / rate
     later = jnp.where(metrics.progress > 0.0, kept, jnp.where(is_near, harmless, decay))
-    return jnp.where(is_first & (metrics.progress > 0.0), wanted / rate, later).astype(decay.dtype)
+    new = jnp.where(is_first & (metrics.progress > 0.0), wanted / rate, later).astype(decay.dtype)
+    return jnp.where(metrics.is_over, decay, new)
 
 
 def _by_heart(value: jax.Array, highest: jax.Array) -> jax.Array:

@@ -20,11 +20,13 @@ def distance(
     """Move by a share of the way ahead, under any optimizer, with a linear fall to the end.
 
     η = c·d·(1 - p)ᵏ/u, for the distance d that the parameters have to go at least, as gradients
-    tell it, and u what a rate of one moves; see `optax_meta.calibrated`. No starting rate, no state
-    of the size of the parameters. It is what a policy that holds does, and what others must beat.
+    tell it, u what a rate of one moves, and c a share that depends on the length of the run, on
+    whether gradients point back, and on how far moves add up; see `optax_meta.calibrated`. No
+    starting rate, no state of the size of the parameters. It is what a policy that holds does, and
+    what others must beat.
 
     Args:
-        share: c, ≥ 0.
+        share: c, ≥ 0, in a run of 1000 steps under a momentum of about 0.9.
         growing_share: c while the distance still grows, as in `calibrated`.
         length_power: how c falls with the length of the run, as in `calibrated`.
         power: k, ≥ 0; 1 falls linearly.

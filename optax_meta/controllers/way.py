@@ -18,9 +18,10 @@ passed, and less fast above; it rises from -0.01 on: in networks that still lear
 within 0.003. Before, gradients turn about where nothing was passed."""
 _RECENT = 3.0
 """That mean is over about the latest third of the steps: one cosine is mostly noise."""
-_INCOHERENT, _COHERENT, _LEAST_COHERENCE = 3.0, 5.0, 0.3
-"""Real networks under AdamW and momentum lie between the first two, whatever they are; plain SGD
-and RMSprop have 1.3, Lion comes to 14."""
+_LEAST, _INCOHERENT, _COHERENT, _MOST = 1.0, 3.0, 5.0, 15.0
+"""Real networks under AdamW and momentum lie between the second and the third, whatever they are;
+RMSprop has 1.3, Lion comes to 14. Where gradients go on to agree, as those of all examples at once
+do on a small task, there would be no end."""
 _LONGEST = 1e12
 """No move and no way is longer than that many distances: their squares are added up."""
 
@@ -58,10 +59,15 @@ class Way(NamedTuple):
         # In units of the distance, so that no scale of the parameters vanishes when squared.
         unit = jnp.where(metrics.distance > 0.0, metrics.distance, 1.0)
         move = jnp.minimum(metrics.update_rms / unit, _LONGEST)
-        squares = self.squares * jnp.square(self.distance / unit)
-        squares += metrics.num_moves * jnp.square(move)
-        is_told = (num_moves >= _SETTLING) & (squares > 0.0)
         way = jnp.minimum(metrics.displacement / unit, _LONGEST)
+        # What was come before anybody looked counts as one move.
+        is_known = self.distance > 0.0
+        squares = jnp.where(is_known, self.squares * jnp.square(self.distance / unit), way**2)
+        # Moves that nobody is to be judged by, as after a rate was set by hand, are moves as well.
+        num_finite = metrics.num_steps - metrics.num_nonfinite
+        every = metrics.num_moves * num_finite / jnp.maximum(metrics.num_judged, 1.0)
+        squares += every * jnp.square(move)
+        is_told = (num_moves >= _SETTLING) & (squares > 0.0)
         coherence = jnp.maximum(self.coherence, _coherence(metrics, way, squares))
         return Way(
             distance=metrics.distance,
@@ -106,16 +112,17 @@ def _coherence(metrics: Metrics, way: jax.Array, squares: jax.Array) -> jax.Arra
 
 
 def _in_all(way: Way) -> jax.Array:
-    """Return the factor by which moves that add up less than usual may be longer, float32[].
+    """Return by which factor moves are longer or shorter for how they add up, float32[].
 
     What a gradient changes in all, and so the noise around where it leads, is a move times the
     coherence; the share was chosen for optimizers with a momentum of 0.9, √(1.9/0.1) = 4.4.
     """
-    longer = _INCOHERENT / jnp.maximum(way.coherence, _LEAST_COHERENCE)
+    longer = _INCOHERENT / jnp.clip(way.coherence, _LEAST, _INCOHERENT)
     # Where the optimum was passed the way is short for another reason.
-    is_incoherent = (way.coherence > 0.0) & (way.coherence < _INCOHERENT) & (way.ahead >= 1.0)
-    shorter = _COHERENT / jnp.maximum(way.coherence, _COHERENT)
-    return jnp.where(is_incoherent, longer, shorter)
+    is_ahead = jnp.clip(2.0 * way.ahead - 1.0, 0.0, 1.0)
+    shorter = _COHERENT / jnp.clip(way.coherence, _COHERENT, _MOST)
+    factor = (1.0 + is_ahead * (longer - 1.0)) * shorter
+    return jnp.where(way.coherence > 0.0, factor, 1.0)
 
 
 def _growth(metrics: Metrics, before: jax.Array, growth: jax.Array) -> jax.Array:

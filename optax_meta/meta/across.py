@@ -17,8 +17,10 @@ import numpy as np
 from optax_meta import actions
 from optax_meta.checkpoints import as_policy
 from optax_meta.checks import check_number, check_seed, is_real_scalar
+from optax_meta.controllers.wrapping import OPTIONS
 from optax_meta.policies import Policy, PolicyNetwork
 
+_RATE = "learning_rate"
 _SLOPE, _CURVATURE, _CURVATURE_ERROR = 0.07, 0.06, 0.03
 """What is expected before the first run, of the log-loss by nats of a rate: a slope within ±0.07,
 and a curvature of 0.06 ± 0.03 per nat², as networks have around a tuned rate."""
@@ -93,9 +95,10 @@ def across_runs(
         policy: what to start from: a `Policy`, the name of a shipped one or the path of a file;
             with an ordered action space, as `any-lr-v2` has.
         sigma: standard deviation of the first shifts, in nats, > 0.
-        span: how far levels may go from where they hold, as a factor up or down, ≥ 1. Whole runs
-            tell what one run cannot, so that this may be further than the policy itself goes;
-            where that goes further it stays.
+        span: how far levels of the learning rate may go from where they hold, as a factor up or
+            down, in [1, 1000]. Whole runs tell what one run cannot, so that this may be further
+            than the policy itself goes, whose wrappers are widened with it; where that goes further
+            it stays.
 
     Returns:
         An `AcrossRuns`.
@@ -140,13 +143,21 @@ def across_runs(
 
 
 def _wider(policy: Policy, span: float) -> Policy:
-    """Return the policy with levels, and room for them in its wrappers, up to a factor."""
+    """Return the policy with levels of the rate, and room in its wrappers, up to a factor."""
+    space = actions.wider(policy.action_space, _RATE, span)
+    before, after = (_highest(s) for s in (policy.action_space, space))
     wrappers = {name: dict(options) for name, options in policy.wrappers.items()}
-    for options in wrappers.values():
-        if "span" in options:
-            options["span"] = np.maximum(options["span"], span).item()
-    space = actions.wider(policy.action_space, span)
+    for name, argument in (("calibrated", "span"), ("trust_region", "max_share")):
+        options = {**OPTIONS[name], **wrappers.get(name, {})}
+        if name in wrappers and options.get("hyperparam", _RATE) == _RATE:
+            wrappers[name][argument] = options[argument] * after / before
     return policy._replace(action_space=space, wrappers=wrappers)
+
+
+def _highest(space: actions.ActionSpace) -> float:
+    """Return the highest level of the learning rate; 1 where it has none."""
+    levels = [m.amounts for m in space.moves if (m.hyperparam, m.kind) == (_RATE, "level")]
+    return max(levels[0]) if levels else 1.0
 
 
 def _init(policy: Policy, seed: int = 0) -> AcrossState:

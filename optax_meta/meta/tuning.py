@@ -25,6 +25,8 @@ from optax_meta.policies import Policy
 
 AT_ONCE = 4
 """Runs of a group: two draws and their mirror images, on one seed."""
+SPAN = 16.0
+"""How far levels may go, as in `across_runs`."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -93,10 +95,10 @@ def fine_tune(
     steered_by(optimizer)
     if not task.name or Path(task.name).name != task.name:
         raise ValueError(f"the name of the task must be that of a file, got {task.name!r}")
-    runs = across_runs(policy)
+    runs = across_runs(policy, span=SPAN)
     settings = {"task": task.name, "optimizer": name_of(optimizer), "steps": steps, "seed": seed}
     name = "given" if isinstance(given, Policy) else str(given)
-    settings |= {"policy": f"{name} ({checkpoints.digest(policy)[:12]})"}
+    settings |= {"policy": f"{name} ({checkpoints.digest(policy)[:12]})", "span": SPAN}
     claim(folder, settings, write=True)
     # What is asked for differs from this one by its parameters alone.
     policy = runs.policy(runs.init(0))
