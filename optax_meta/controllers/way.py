@@ -36,7 +36,9 @@ class Way(NamedTuple):
         cosine: mean cosine of the two.
         num_moves: so far.
         squares: sum over moves of their mean squares, in units of the squared distance.
-        coherence: the most that there was after the first sixty moves; 0 before.
+        persistence: mean cosine of a move with the one before.
+        coherence: by how much moves add up, the most that there was after the first sixty; 0
+            before.
     """
 
     distance: jax.Array
@@ -45,12 +47,13 @@ class Way(NamedTuple):
     cosine: jax.Array
     num_moves: jax.Array
     squares: jax.Array
+    persistence: jax.Array
     coherence: jax.Array
 
     @classmethod
     def unknown(cls) -> "Way":
         """Return what is known before the first step."""
-        return cls(*map(jnp.float32, (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)))
+        return cls(*map(jnp.float32, (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)))
 
     def after(self, metrics: Metrics) -> "Way":
         """Return the way as it is after the steps since the last decision."""
@@ -68,7 +71,8 @@ class Way(NamedTuple):
         every = metrics.num_moves * num_finite / jnp.maximum(metrics.num_judged, 1.0)
         squares += every * jnp.square(move)
         is_told = (num_moves >= _SETTLING) & (squares > 0.0)
-        coherence = jnp.maximum(self.coherence, _coherence(metrics, way, squares))
+        new = metrics.num_moves / jnp.maximum(num_moves, 1.0)
+        coherence = jnp.maximum(self.coherence, way / jnp.maximum(jnp.sqrt(squares), 1e-15))
         return Way(
             distance=metrics.distance,
             growth=_growth(metrics, self.distance, self.growth),
@@ -76,6 +80,7 @@ class Way(NamedTuple):
             cosine=cosine,
             num_moves=num_moves,
             squares=squares,
+            persistence=self.persistence + new * (metrics.persistence - self.persistence),
             coherence=jnp.where(is_told, coherence, self.coherence),
         )
 
@@ -99,25 +104,17 @@ def share_of_distance(
     return share * way.ahead * _in_all(way)
 
 
-def _coherence(metrics: Metrics, way: jax.Array, squares: jax.Array) -> jax.Array:
-    """Return by how much moves add up, float32[]: 1 where none goes on with what others began.
-
-    The way come over the root of the sum of squared moves; by its cosine ρ with the last move alone
-    it would be √((1 + ρ)/(1 - ρ)), which tells of momentum where the way led back.
-    """
-    by_way = way / jnp.maximum(jnp.sqrt(squares), 1e-15)
-    cosine = jnp.clip(metrics.persistence, -0.99, 0.99)
-    by_momentum = jnp.sqrt((1.0 + cosine) / (1.0 - cosine))
-    return jnp.maximum(by_way, jnp.minimum(by_momentum, _INCOHERENT))
-
-
 def _in_all(way: Way) -> jax.Array:
     """Return by which factor moves are longer or shorter for how they add up, float32[].
 
     What a gradient changes in all, and so the noise around where it leads, is a move times the
-    coherence; the share was chosen for optimizers with a momentum of 0.9, √(1.9/0.1) = 4.4.
+    coherence: the way come over the root of the sum of squared moves. By the cosine ρ of two moves
+    in a row alone it would be √((1 + ρ)/(1 - ρ)), which tells of momentum where the way led back.
+    The share was chosen for optimizers with a momentum of 0.9, √(1.9/0.1) = 4.4.
     """
-    longer = _INCOHERENT / jnp.clip(way.coherence, _LEAST, _INCOHERENT)
+    cosine = jnp.clip(way.persistence, -0.99, 0.99)
+    by_momentum = jnp.sqrt((1.0 + cosine) / (1.0 - cosine))
+    longer = _INCOHERENT / jnp.clip(jnp.maximum(way.coherence, by_momentum), _LEAST, _INCOHERENT)
     # Where the optimum was passed the way is short for another reason.
     is_ahead = jnp.clip(2.0 * way.ahead - 1.0, 0.0, 1.0)
     shorter = _COHERENT / jnp.clip(way.coherence, _COHERENT, _MOST)
