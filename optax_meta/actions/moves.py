@@ -10,6 +10,9 @@ import numpy as np
 
 from optax_meta.base import Bounds
 
+LARGEST_FACTOR = 1e3
+"""No factor and no level of a move is larger."""
+
 
 class Move(NamedTuple):
     """The choices for one hyperparameter.
@@ -51,7 +54,7 @@ def scale(
         >>> optax_meta.actions.scale("learning_rate", (0.5, 1.0, 2.0)).kind
         'scale'
     """
-    if not all(0.0 < factor <= 1e3 for factor in factors):
+    if not all(0.0 < factor <= LARGEST_FACTOR for factor in factors):
         raise ValueError(f"`factors` must lie in (0, 1000], got {tuple(factors)}")
     return _move(hyperparam, "scale", factors, bounds)
 
@@ -183,6 +186,22 @@ def apply_move(
         # In proportion to the last level, so that a value that somebody else changed stays changed.
         amount /= jnp.where(last_action < 0, jnp.ones_like(amount), effects[last_action])
     return jnp.clip(value + amount if move.kind == "add" else value * amount, *move.bounds)
+
+
+def wider_move(move: Move, span: float) -> Move:
+    """Return a move with further levels up to a factor, as far apart as the last two on a side."""
+    inside, below, above = sorted(set(move.amounts)), [], []
+    if len(inside) > 1 and inside[0] < 1.0:
+        below = _further(inside[0], inside[0] / inside[1], 1.0 / span)
+    if len(inside) > 1 and inside[-1] > 1.0:
+        above = _further(inside[-1], inside[-1] / inside[-2], span)
+    return move._replace(amounts=(*reversed(below), *move.amounts, *above))
+
+
+def _further(last: float, ratio: float, end: float) -> list[float]:
+    """Return what follows `last` in a geometric row up to `end`, with some slack for rounding."""
+    count = math.floor(math.log(end / last) / math.log(ratio) + 1e-6)
+    return [last * ratio**k for k in range(1, count + 1)]
 
 
 def check_bounds(bounds: Bounds) -> Bounds:

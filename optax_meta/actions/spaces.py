@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_meta.actions.moves import (
+    LARGEST_FACTOR,
     Move,
     add,
     apply_move,
@@ -17,12 +18,10 @@ from optax_meta.actions.moves import (
     label,
     level,
     scale,
+    wider_move,
 )
 from optax_meta.base import Bounds, Hyperparams
 from optax_meta.checks import check_number
-
-_LARGEST_LEVEL = 1e3
-"""As for all factors of a move."""
 
 
 class ActionSpace(NamedTuple):
@@ -215,28 +214,15 @@ def wider(space: ActionSpace, hyperparam: str, span: float) -> ActionSpace:
         (0.25, 0.5, 1.0, 2.0, 4.0)
     """
     check_number("span", span, 1.0)
-    if not span <= _LARGEST_LEVEL:
-        raise ValueError(f"`span` must be at most {_LARGEST_LEVEL:g}, got {span}")
+    if not span <= LARGEST_FACTOR:
+        raise ValueError(f"`span` must be at most {LARGEST_FACTOR:g}, got {span}")
     moves = [
-        _wider(move, float(span)) if (move.hyperparam, move.kind) == (hyperparam, "level") else move
+        wider_move(move, float(span))
+        if (move.hyperparam, move.kind) == (hyperparam, "level")
+        else move
         for move in space.moves
     ]
     return space._replace(moves=tuple(moves))
-
-
-def _wider(move: Move, span: float) -> Move:
-    inside, below, above = sorted(set(move.amounts)), [], []
-    if len(inside) > 1 and inside[0] < 1.0:
-        below = _further(inside[0], inside[0] / inside[1], 1.0 / span)
-    if len(inside) > 1 and inside[-1] > 1.0:
-        above = _further(inside[-1], inside[-1] / inside[-2], span)
-    return move._replace(amounts=(*reversed(below), *move.amounts, *above))
-
-
-def _further(last: float, ratio: float, end: float) -> list[float]:
-    """Return what follows `last` in a geometric row up to `end`, with some slack for rounding."""
-    count = math.floor(math.log(end / last) / math.log(ratio) + 1e-6)
-    return [last * ratio**k for k in range(1, count + 1)]
 
 
 def classic(

@@ -20,6 +20,8 @@ from optax_meta.checks import check_number, check_seed, is_real_scalar
 from optax_meta.controllers.wrapping import OPTIONS
 from optax_meta.policies import Policy, PolicyNetwork
 
+SPAN = 16.0
+"""How far levels may go by default."""
 _RATE = "learning_rate"
 _SLOPE, _CURVATURE, _CURVATURE_ERROR = 0.07, 0.06, 0.03
 """What is expected before the first run, of the log-loss by nats of a rate: a slope within ±0.07,
@@ -82,7 +84,7 @@ class AcrossRuns(NamedTuple):
 
 
 def across_runs(
-    policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35, span: float = 16.0
+    policy: Policy | str = "any-lr-v2", *, sigma: float = 0.35, span: float = SPAN
 ) -> AcrossRuns:
     """Learn from run to run of one workload: nightly trainings, folds, ablations.
 
@@ -180,8 +182,7 @@ def _ask(policy: Policy, sigma: float, state: AcrossState, index: int = 0) -> Po
     sign = 1.0 - 2.0 * (number % 2)
     width = sigma / jnp.sqrt(1.0 + 2 * pair / _SETTLING)
     shift = best + width * sign * jax.random.normal(key, best.shape)
-    reach = _reach(policy)
-    return _shifted(policy, jnp.clip(shift, -reach, reach))
+    return _shifted(policy, _within_reach(policy, shift))
 
 
 def _tell(
@@ -277,14 +278,13 @@ def _best(policy: Policy, state: AcrossState) -> jax.Array:
     variance = jax.lax.fori_loop(0, _ITERATIONS, settle, jnp.float32(_NOISE**2))
     fit = fitted(variance)
     bend = jnp.maximum(fit[1 + moves :], _LEAST_CURVATURE)
-    shift = -fit[1 : 1 + moves] / (2.0 * bend)
-    reach = _reach(policy)
+    return _within_reach(policy, -fit[1 : 1 + moves] / (2.0 * bend))
+
+
+def _within_reach(policy: Policy, shift: jax.Array) -> jax.Array:
+    """Return shifts that go no further than the choices reach, float32[moves]."""
+    reach = jnp.array([np.abs(actions.positions(move)).max() for move in policy.action_space.moves])
     return jnp.clip(shift, -reach, reach)
-
-
-def _reach(policy: Policy) -> jax.Array:
-    """Return how far shifts may go at most, as choices do, float32[moves]."""
-    return jnp.array([np.abs(actions.positions(move)).max() for move in policy.action_space.moves])
 
 
 def _shifted(policy: Policy, shift: jax.Array) -> Policy:

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from optax_meta import checkpoints, writers
 from optax_meta.checkpoints import as_policy
 from optax_meta.checks import check_seed, check_whole
-from optax_meta.meta.across import AcrossRuns, AcrossState, across_runs
+from optax_meta.meta.across import SPAN, AcrossRuns, AcrossState, across_runs
 from optax_meta.meta.episodes import rollout
 from optax_meta.meta.evaluation.methods import Optimizer, name_of, steered_by
 from optax_meta.meta.folder import claim
@@ -25,8 +25,6 @@ from optax_meta.policies import Policy
 
 AT_ONCE = 4
 """Runs of a group: two draws and their mirror images, on one seed."""
-SPAN = 16.0
-"""How far levels may go, as in `across_runs`."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -95,7 +93,7 @@ def fine_tune(
     steered_by(optimizer)
     if not task.name or Path(task.name).name != task.name:
         raise ValueError(f"the name of the task must be that of a file, got {task.name!r}")
-    runs = across_runs(policy, span=SPAN)
+    runs = across_runs(policy)
     settings = {"task": task.name, "optimizer": name_of(optimizer), "steps": steps, "seed": seed}
     name = "given" if isinstance(given, Policy) else str(given)
     settings |= {"policy": f"{name} ({checkpoints.digest(policy)[:12]})", "span": SPAN}
