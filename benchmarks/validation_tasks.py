@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from sklearn.datasets import load_breast_cancer
 
 from optax_meta.meta.tasks import MLP, Task
 
@@ -147,6 +148,144 @@ def sorting(*, tokens: int = 10, length: int = 8, batch_size: int = 8) -> Task:
     return _streamed("sorting", model, x, draw, loss, batch_size, held_out=512, least=least)
 
 
+def powell(*, dim: int = 12) -> Task:
+    """Powell's singular function, a flat valley without noise; below 1e-3 it counts as reached."""
+
+    def loss(params: jax.Array, batch: Any) -> jax.Array:
+        del batch
+        a, b, c, d = params.reshape(-1, 4).T
+        sides = (a + 10.0 * b) ** 2 + 5.0 * (c - d) ** 2
+        return jnp.mean(sides + (b - 2.0 * c) ** 4 + 10.0 * (a - d) ** 4) + 1e-3
+
+    return Task(
+        "powell",
+        powell.__doc__ or "",
+        lambda key: 1.5 * jax.random.normal(key, (dim,)),
+        lambda key: key,
+        loss,
+        lambda params: {"loss": loss(params, None)},
+    )
+
+
+def uneven(*, dim: int = 15, batch_size: int = 32) -> Task:
+    """Linear regression by its likelihood, with noise whose logarithm is linear as well."""
+    keys = jax.random.split(jax.random.key(5))
+    mean, log_noise = (jax.random.normal(key, (dim,)) / dim**0.5 for key in keys)
+    truth = {"mean": mean, "log_noise": 1.5 * log_noise, "bias": jnp.float32(-2.0)}
+
+    def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        x_key, y_key = jax.random.split(key)
+        x = jax.random.normal(x_key, (count, dim))
+        deviation = jnp.exp(x @ truth["log_noise"] + truth["bias"])
+        return x, x @ mean + deviation * jax.random.normal(y_key, (count,))
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        x, y = batch
+        log_deviation = x @ params["log_noise"] + params["bias"]
+        scaled = (y - x @ params["mean"]) * jnp.exp(-log_deviation)
+        return jnp.mean(0.5 * scaled**2 + log_deviation)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        start = 0.3 * jax.random.normal(key, (dim,))
+        return {"mean": start, "log_noise": jnp.zeros(dim), "bias": jnp.zeros(())}
+
+    fixed = draw(jax.random.key(99), 4096)
+    return Task(
+        "uneven",
+        uneven.__doc__ or "",
+        init,
+        lambda key: draw(key, batch_size),
+        loss,
+        lambda params: {"loss": loss(params, fixed)},
+        float(loss(truth, fixed)) - 0.01,
+    )
+
+
+def _tumors() -> jax.Array:
+    """Return scikit-learn's table of tumors, standardized, float32[569, 30]."""
+    x = jnp.asarray(load_breast_cancer(return_X_y=True)[0], jnp.float32)
+    return (x - jnp.mean(x, axis=0)) / jnp.std(x, axis=0)
+
+
+class _Bottleneck(nn.Module):
+    """Thirty columns through four."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for width in (24, 4, 24):
+            x = nn.tanh(nn.Dense(width)(x))
+        return nn.Dense(30)(x)
+
+
+def bottleneck(*, batch_size: int = 32) -> Task:
+    """Reconstruct tumors of scikit-learn's table from rows with noise, 30-24-4-24-30."""
+    model, x = _Bottleneck(), _tumors()
+    seen, fixed = x[:400], x[400:]
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        noisy, clean = batch
+        return jnp.mean((jnp.asarray(model.apply(params, noisy)) - clean) ** 2)
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        row_key, noise_key = jax.random.split(key)
+        clean = seen[jax.random.randint(row_key, (batch_size,), 0, len(seen))]
+        return clean + 0.3 * jax.random.normal(noise_key, clean.shape), clean
+
+    return Task(
+        "bottleneck",
+        bottleneck.__doc__ or "",
+        lambda key: model.init(key, x[:1]),
+        draw,
+        loss,
+        lambda params: {"loss": loss(params, (fixed, fixed))},
+    )
+
+
+def whole() -> Task:
+    """Reconstruct all tumors of scikit-learn's table at once, 30-24-4-24-30: no noise at all."""
+    model, x = _Bottleneck(), _tumors()
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        del batch
+        return jnp.mean((jnp.asarray(model.apply(params, x)) - x) ** 2)
+
+    return Task(
+        "whole",
+        whole.__doc__ or "",
+        lambda key: model.init(key, x[:1]),
+        lambda key: key,
+        loss,
+        lambda params: {"loss": loss(params, None)},
+    )
+
+
+class _Gated(nn.Module):
+    """Sixteen gated units over time, and what they end at."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(1)(jnp.asarray(nn.RNN(nn.GRUCell(16))(x[..., None]))[:, -1])
+
+
+def largest(*, length: int = 10, batch_size: int = 32) -> Task:
+    """The largest of ten numbers in a row, with noise of 0.1, GRU of 16 units."""
+    model = _Gated()
+
+    def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        x_key, noise_key = jax.random.split(key)
+        x = jax.random.normal(x_key, (count, length))
+        return x, jnp.max(x, axis=1) + 0.1 * jax.random.normal(noise_key, (count,))
+
+    def least(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean((jnp.max(x, axis=1) - y) ** 2)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        x, y = batch
+        return jnp.mean((jnp.asarray(model.apply(params, x))[:, 0] - y) ** 2)
+
+    return _streamed("largest", model, jnp.zeros((1, length)), draw, loss, batch_size, least=least)
+
+
 def _streamed(
     name: str,
     model: Any,
@@ -176,4 +315,9 @@ VALIDATION = {
     "parity": parity,
     "poisson": poisson,
     "sorting": sorting,
+    "powell": powell,
+    "uneven": uneven,
+    "bottleneck": bottleneck,
+    "whole": whole,
+    "largest": largest,
 }

@@ -36,7 +36,7 @@ class CalibratedState(NamedTuple):
     Attributes:
         values: the controller's own value, what was returned for it, and the own value before the
             first step, float[3].
-        last: as in `_Last`, float32[11].
+        last: as in `_Last`, float32[12].
         unit: sum over moves of the root mean square that a unit rate moves, and of their weights,
             older ones decayed, float32[2].
         controller_state: what the controller carries.
@@ -52,7 +52,7 @@ class _Last(NamedTuple):
     """What a decision needs to know of the last one, float32[] each.
 
     Attributes:
-        way: that was come, eight numbers.
+        way: that was come, nine numbers.
         kept: the factor that steps which are not finite left.
         decaying: what share of the parameters decays in a step.
         highest: loss so far.
@@ -70,7 +70,7 @@ class _Last(NamedTuple):
         return cls(Way(*packed[:size]), *packed[size:])
 
     def pack(self) -> jax.Array:
-        """Return all numbers in one vector, float32[11]."""
+        """Return all numbers in one vector, float32[12]."""
         return jnp.stack([x.astype(jnp.float32) for x in jax.tree.leaves(self)])
 
 
