@@ -108,7 +108,8 @@ def calibrated(
     rate of one moves them by, measured for any optimizer; and c the `share`. So the starting rate
     is forgotten, and a controller that holds follows the distance rule; one that halves its value
     moves half as far as that. Where gradients point back along the way come, so that the optimum
-    was passed and moves are noise around it, c falls. Where moves add up more than under a momentum
+    was passed and moves are noise around it, c falls; where moves lead downhill for certain, it
+    rises, up to four times. Where moves add up more than under a momentum
     of 0.9, as Lion's do, c is lower in proportion; where less, as under plain SGD, higher. The very
     first update, before anything moved, is a probe. The controller keeps its own value; what
     somebody else changes, a wrapper around this one or `optax_meta.set_hyperparams`, the own value
